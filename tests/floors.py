@@ -158,6 +158,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.ranks": _CHILDREN,
     "launcher.frontend.admission": {
+        "launcher.awake",
         "launcher.logs",
         "launcher.messages",
         "launcher.pictures",

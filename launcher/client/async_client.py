@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Unpack
 
 import msgspec
@@ -16,7 +17,9 @@ from launcher.client.parameters import LikeNoPipeline, Parameters, documented, m
 from launcher.client.results import Event, ImageFile, PreviewFile, Result, Usage
 from launcher.client.watching import Callback, Watching
 from launcher.messages import client_messages as messages
+from launcher.parameters.values import PICTURES
 
+NO_FILES: Mapping[str, bytes] = MappingProxyType({})
 LOAD_LORA_S = 300.0  # for a LoRA to be read, and for the ranks to begin a step
 
 
@@ -78,13 +81,20 @@ class AsyncClient(Connection, LikeNoPipeline):
         return self._stream(prompt, parameters, "stream")
 
     def _stream(self, prompt: str, parameters: Parameters, call: str) -> AsyncGenerator[Event, None]:
-        request, warnings = make_request(prompt, parameters, call)
-        return self.follow(request, warnings)
+        return self.follow(*make_request(prompt, parameters, call))
 
-    async def follow(self, request: messages.Generate, warnings: tuple[str, ...] = ()) -> AsyncGenerator[Event, None]:
-        """Follow a request as `stream` does, from its message. `Accepted` and the result have these warnings, too."""
+    async def follow(
+        self, request: messages.Generate, files: Mapping[str, bytes] = NO_FILES, warnings: tuple[str, ...] = ()
+    ) -> AsyncGenerator[Event, None]:
+        """Follow a request as `stream` does, from its message. `Accepted` and the result have these warnings, too.
+
+        files: those of its pictures, by their names, which the message need not list.
+        """
         sent, accepted = time.monotonic(), None
-        call = await self._begin_call(request)
+        names = tuple(name for name in PICTURES if name in files)
+        request = msgspec.structs.replace(request, pictures=names)
+        call = await self._begin_call(request, [files[name] for name in names])
+        del files
         images: dict[int, ImageFile] = {}
         ended = False
         try:

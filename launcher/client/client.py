@@ -108,8 +108,7 @@ class Client(LikeNoPipeline):
         if callback is None and not show:
             return self.run(self.asynchronous.generate(prompt, **parameters))
         check_callback(callback, may_be_async=False)
-        request, warnings = make_request(prompt, parameters, "generate")
-        events = self._iterate(self.asynchronous.follow(request, warnings))
+        events = self._iterate(self.asynchronous.follow(*make_request(prompt, parameters, "generate")))
         with Watching(callback, show) as watching, closing(events):
             for event in events:
                 watching.hear(event)

@@ -13,7 +13,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +48,7 @@ class Call:
 
     key: what its replies have: the request's id, or, where they have none, their type. frame: to be sent again while
     nothing is heard; None for a question, which is asked once, and whose answer is due by a time, or else `late` ends
-    it. Times are the connection's.
+    it. files: what follows the frame, until the server has it. Times are the connection's.
     """
 
     key: Any
@@ -56,6 +56,7 @@ class Call:
     last_heard: float
     due: float = math.inf
     late: Krea2Error | None = None
+    files: tuple[bytes, ...] = ()
     _unread: dict[Hashable, tuple[messages.Reply, bytes] | Krea2Error] = field(default_factory=dict)
     _has_unread: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -153,8 +154,8 @@ class Connection:
         for call in self._calls:
             call.put("end", error)
 
-    async def _begin_call(self, request: messages.Generate) -> Call:
-        """Send a request, and expect replies until `_end_call`, which must follow.
+    async def _begin_call(self, request: messages.Generate, files: Sequence[bytes] = ()) -> Call:
+        """Send a request with the files of its pictures, and expect replies until `_end_call`, which must follow.
 
         Raises `ArgumentError` for values that cannot be sent, and for an id that is none or is in use.
         """
@@ -165,9 +166,9 @@ class Connection:
             raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request_id)
         if any(call.key == request_id for call in self._calls):
             raise ArgumentError(f"request_id {request_id!r} is in use", parameter="request_id")
-        call = Call(request_id, frame, self._clock())
+        call = Call(request_id, frame, self._clock(), files=(*files,))
         self._calls.append(call)
-        self._send_frame(frame)
+        self._send_frames(frame, *files)
         return call
 
     def _end_call(self, call: Call, *, cancel: bool) -> None:
@@ -203,11 +204,11 @@ class Connection:
 
     def _send(self, message: messages.Request) -> None:
         """Send a message, if the connection is open, and wait for no reply."""
-        self._send_frame(encode_request(message))
+        self._send_frames(encode_request(message))
 
-    def _send_frame(self, frame: bytes) -> None:
+    def _send_frames(self, *frames: bytes) -> None:
         if self._context is not None and not self._ended:
-            send_now(self._socket, [frame])  # which fails only when nobody has listened for long
+            send_now(self._socket, [*frames])  # which fails only when nobody has listened for long
 
     async def _receive(self) -> None:
         while True:
@@ -231,7 +232,7 @@ class Connection:
             kind, outcome = "end", error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
         for call in self._calls:
             if call.key == key or (key is None and call.frame is None):
-                call.last_heard = self._last_heard
+                call.last_heard, call.files = self._last_heard, ()  # it has been taken, or refused
                 call.put(kind, outcome)
 
     async def _keep_lease(self) -> None:
@@ -250,7 +251,7 @@ class Connection:
                     call.put("end", call.late)
                 if call.frame is not None and now - call.last_heard > ASK_AGAIN_S:
                     call.last_heard = now
-                    self._send_frame(call.frame)
+                    self._send_frames(call.frame, *call.files)
 
 
 def _check_address(address: object) -> None:

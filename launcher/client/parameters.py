@@ -11,10 +11,12 @@ from typing import Annotated, Any, Required, TypedDict, TypeVar, get_type_hints
 import msgspec
 
 from engine.errors import ArgumentError
+from launcher.client.uploads import read_pictures
 from launcher.messages.client_messages import Generate
-from launcher.messages.message_parts import LoraChoice
+from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.messages.parameter_names import ALIASES, in_own_names
 from launcher.parameters.table import OTHERS
+from launcher.parameters.values import PICTURES
 
 
 class LoraParameters(TypedDict, total=False):
@@ -25,7 +27,7 @@ class LoraParameters(TypedDict, total=False):
 
 
 class OwnParameters(TypedDict, total=False):
-    """The fields of `Generate` besides the prompt, each with its help. A LoRA may be a name."""
+    """The fields of `Generate` besides the prompt, and its pictures, each with its help. A LoRA may be a name."""
 
     seed: Annotated[int | None, "Of the first image; image i has seed + i. None, -1: drawn, and told by the result."]
     steps: Annotated[int | None, "Denoise steps. None: the checkpoint's."]
@@ -47,6 +49,13 @@ class OwnParameters(TypedDict, total=False):
     request_id: Annotated[str, "For `cancel`, of 1 to 64 characters. Default: one of its own."]
     idempotency_key: Annotated[str | None, "A request with the key of another one joins it, or gets its images."]
     explain: Annotated[bool, "Whether the result's `explanation` says where the time went."]
+    image: Annotated[object, "A picture to begin from: a path, bytes, an open file, Pillow's image or an array."]
+    mask: Annotated[object, "White where `image` is repainted; or transparent, if it has any transparency."]
+    strength: Annotated[float | None, "How much of `image` changes, 0 to 1. None: 0.6; 1 with a mask or outpaint."]
+    strength_steps: Annotated[str, "partial: of the steps, the strength's part is run; full: all are."]
+    outpaint: Annotated[Mapping[str, int] | None, 'Pixels to add to `image`, as {"left": 256, "top": 64}.']
+    mask_crop: Annotated[int | None, "Draw only the masked part and so many pixels around it, at full size."]
+    mask_feather: Annotated[int | None, "Pixels over which what is drawn fades into what stays. None: 8."]
 
 
 class Parameters(OwnParameters, total=False):
@@ -110,11 +119,12 @@ class LikeNoPipeline:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
 
-def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, tuple[str, ...]]:
-    """Make the message for the keywords of a call. Returns warnings, too.
+def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, dict[str, bytes], tuple[str, ...]]:
+    """Make the message for the keywords of a call. Returns the files of its pictures and warnings, too.
 
     Values are checked where it is received, as every client's. Raises `TypeError` for a keyword that is none, and
-    `ArgumentError` for one of other programs that says what cannot be, and for a prompt or LoRAs of another kind.
+    `ArgumentError` for one of other programs that says what cannot be, for a prompt or LoRAs of another kind, and for
+    pictures that cannot be read.
     """
     named: dict[str, Any] = {}
     value: Any
@@ -132,10 +142,14 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, t
     if not isinstance(prompt, str):
         raise ArgumentError.of("prompt", "one text (for several, make a request of each)", prompt)
     own, warnings = in_own_names(named)
-    if unknown := own.keys() - Generate.__struct_fields__:
+    if unknown := own.keys() - {*_OWN}:
         raise TypeError(f"{call}() got an unexpected keyword argument {min(unknown)!r} in extra_body")
     own.setdefault("request_id", uuid.uuid4().hex)
-    return Generate(prompt=prompt, **own | {"loras": _read_loras(own.get("loras", ()))}), warnings
+    files = read_pictures({name: own.pop(name) for name in PICTURES if name in own})
+    if isinstance(own.get("outpaint"), Mapping):
+        own["outpaint"] = Outpaint(**own["outpaint"])
+    own |= {"pictures": tuple(files), "loras": _read_loras(own.get("loras", ()))}
+    return Generate(prompt=prompt, **own), files, warnings
 
 
 def _read_loras(loras: object) -> tuple[LoraChoice, ...]:
@@ -155,7 +169,8 @@ def documented(method: F) -> F:
     """Give a method with `**parameters` the signature and the help of all of them."""
     signature = inspect.signature(method)
     *first, rest = signature.parameters.values()
-    defaults = {field.name: field.default for field in msgspec.structs.fields(Generate)} | {"request_id": "…"}
+    defaults: dict[str, Any] = {field.name: field.default for field in msgspec.structs.fields(Generate)}
+    defaults |= {"request_id": "…", **dict.fromkeys(PICTURES)}
     own = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=kind.__origin__)
         for name, kind in _OWN.items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import msgspec
 import zmq
@@ -16,12 +16,14 @@ from launcher.messages.client_messages import Acknowledge, Cancel, Closing, Fail
 from launcher.messages.connections.entrance import FILES, MOST, Entrance
 from launcher.messages.connections.open_files import room_for_connections
 from launcher.messages.connections.sockets import bind, send_now
-from launcher.messages.encoding import MAX_REQUEST_BYTES, MessageError, decode_request, encode
+from launcher.messages.encoding import MessageError, decode_request, encode, most_frame_bytes, name_files
 from launcher.messages.keys import ServerKeys
+from launcher.messages.limits import Limits
 from launcher.messages.own_clients import PREFIX, OwnClients, own_address
 
 MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
+_MESSAGES_UNREAD = 4  # in zmq's queue of a client's, which may have pictures; what comes on top waits where it is
 _OUTBOX_MESSAGES = 1024  # in an outbox, after which a message without a key is dropped
 _OUTBOX_S = 0.05  # between attempts to empty the outboxes
 _ENDING = Cancel, Acknowledge, Ping  # what a client may still send whose key was taken away
@@ -37,8 +39,9 @@ class Clients:
     Clients connect at `address`, through an `Entrance` that has room for as many as `ranks` leave files for; processes
     of our own do so at the `own_address` of the run folder. A client holds a lease that every message renews; processes
     of our own (`own`) hold theirs until `end_own` says that they have ended. on_message gets decoded messages, but for
-    pings. What a slow client cannot take yet waits in its outbox, where a newer message under the same key replaces an
-    older one: so an outbox grows with a client's requests, and never with time.
+    pings, and the files behind them by the `pictures` that they are, within `limits`. What a slow client cannot take
+    yet waits in its outbox, where a newer message under the same key replaces an older one: so an outbox grows with a
+    client's requests, and never with time.
     """
 
     def __init__(
@@ -48,17 +51,19 @@ class Clients:
         *,
         run_folder: str,
         ranks: int = 1,
-        on_message: Callable[[bytes, Request], None],
+        on_message: Callable[[bytes, Request, Mapping[str, bytes]], None],
+        limits: Limits = Limits(),  # noqa: B008
         keys: ServerKeys | None = None,
         own: OwnClients | None = None,
     ) -> None:
-        self._on_message = on_message
+        self._on_message, self._limits = on_message, limits
         self._own = OwnClients() if own is None else own
         self._last_heard: dict[bytes, float] = {}
         self._outboxes: dict[bytes, dict[Hashable, list[bytes]]] = {}
         self.dropped_messages = 0
         self._socket = context.socket(zmq.ROUTER)
-        self._socket.set(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES)
+        self._socket.set(zmq.MAXMSGSIZE, most_frame_bytes(limits))
+        self._socket.set(zmq.RCVHWM, _MESSAGES_UNREAD)
         self._socket.set(zmq.SNDHWM, _MESSAGES_AHEAD)
         self._socket.set(zmq.LINGER, _FAREWELL_MS)
         self._socket.set(zmq.ROUTER_MANDATORY, 1)  # says what it cannot take
@@ -199,15 +204,18 @@ class Clients:
         self._entrance.close()
 
     def _handle(self, frames: list[bytes]) -> None:
-        client = frames[0]
-        if len(frames) != 2 or (client.startswith(PREFIX) and not self.is_own(client)):
+        client, *sent = frames
+        if not sent or (client.startswith(PREFIX) and not self.is_own(client)):
             self.dropped_messages += 1
             return
         try:
-            message = decode_request(frames[1])
-        except MessageError as problem:
+            message = decode_request(sent[0])
+            files = name_files(message, sent[1:], self._limits)
+        except (MessageError, ArgumentError) as problem:
             self.dropped_messages += 1
-            self.send_failure(client, problem.request_id, problem.error)
+            error = problem.error if isinstance(problem, MessageError) else problem
+            about = problem.request_id if isinstance(problem, MessageError) else getattr(message, "request_id", None)
+            self.send_failure(client, about, error)
             return
         refusal = self._refusal(client, message)
         if refusal is not None:
@@ -217,7 +225,7 @@ class Clients:
         if isinstance(message, Ping):
             self.send(client, Pong())
         else:
-            self._on_message(client, message)
+            self._on_message(client, message, files)
 
     def _refusal(self, client: bytes, message: Request) -> Krea2Error | None:
         """Why a client is not heard, if it is not."""

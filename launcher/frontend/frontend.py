@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -95,7 +95,7 @@ class Frontend:
                 cleanup.callback(context.destroy)
             self._clients = Clients(
                 address, contexts[0], run_folder=config.run_folder, ranks=config.engine.ranks,
-                on_message=self._handle, keys=keys, own=own_clients,
+                on_message=self._handle, limits=config.limits, keys=keys, own=own_clients,
             )  # fmt: skip
             last.callback(self._clients.end)
             self._dispatcher = Dispatcher(
@@ -134,7 +134,7 @@ class Frontend:
             reason = error if isinstance(error, Krea2Error) else Krea2Error(f"front-end: {describe(error)}")
             raise
         finally:
-            self._requests.fail(reason)
+            self._requests.close(reason)
             self._clients.close(reason)
             supervisor.close()
             for task in self._tasks:
@@ -155,7 +155,7 @@ class Frontend:
     async def _drain_after(self, stop: asyncio.Event) -> None:
         """Refuse what comes and what has not begun, and wait until the rest has been acknowledged, for `drain_s`."""
         await stop.wait()
-        refused, running = self._requests.drain(), len(self._requests.unfinished())
+        refused, running = self._requests.drain(), sum(self._requests.waiting_and_running)
         log_event("draining", running=running, refused=refused, drain_s=self._config.drain_s)
         self._manager.stopping(f"finishing {running} requests")
         loop = asyncio.get_running_loop()
@@ -171,12 +171,12 @@ class Frontend:
 
     # ---- what clients send
 
-    def _handle(self, client: bytes, message: messages.Request) -> None:
+    def _handle(self, client: bytes, message: messages.Request, files: Mapping[str, bytes]) -> None:
         match message:
             case messages.Generate(request_id=request_id):
                 caller = self._clients.caller_of(client, message)
                 try:
-                    self._requests.generate(client, message, caller)
+                    self._requests.generate(client, message, caller, files)
                 except Exception as error:
                     self._requests.give_up(client, request_id, caller, as_krea2_error(error))
             case messages.Cancel(request_id=request_id):
@@ -193,7 +193,7 @@ class Frontend:
     def _status(self) -> messages.StatusReply:
         engine, ranks = self._config.engine, self._dispatcher.status
         not_ready = "it is being stopped" if self._requests.draining else ranks.not_ready
-        started = [request.started for request in self._requests.unfinished()]
+        waiting, running = self._requests.waiting_and_running
         return messages.StatusReply(
             model=engine.name,
             tp=engine.tp, sp=engine.sp, cfg_parallel=engine.cfg_parallel,
@@ -202,8 +202,8 @@ class Frontend:
             not_ready=not_ready,
             stage=ranks.stage,
             uptime_s=time.monotonic() - self._began,
-            waiting=started.count(False),
-            running=started.count(True),
+            waiting=waiting,
+            running=running,
             done=self._replies.num_done,
             failed=self._replies.num_failed,
             dropped_messages=self._clients.dropped_messages,

@@ -1,6 +1,6 @@
-"""Takes requests in: checks and plans each, and queues its jobs, or says why not.
+"""Takes requests in: has their pictures read, checks and plans each, and queues its jobs, or says why not.
 
-Whatever can be refused is refused here, before a rank hears of it.
+Whatever can be refused is refused here, before a rank hears of it; what needs no picture is checked before one is read.
 """
 
 from __future__ import annotations
@@ -8,28 +8,36 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from engine import errors
 from engine.config.model_config import ModelConfig
+from launcher.awake import RealTimer
 from launcher.frontend.admission.deadlines import Deadlines
 from launcher.frontend.admission.key_limits import Allowances, InFlight
-from launcher.frontend.admission.repeats import Repeatable
+from launcher.frontend.admission.repeats import Repeats
+from launcher.frontend.admission.uploads import Arrival, Spawn, Tell, Uploads
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
-from launcher.frontend.tracked_requests import Follower, TrackedRequest, TrackedRequests
+from launcher.frontend.tracked_requests import TrackedRequest, TrackedRequests, without_picture
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
-from launcher.requests.check import check
+from launcher.messages.encoding import as_krea2_error
+from launcher.pictures.prepared import PreparedPicture
+from launcher.pictures.reading import PictureReader
+from launcher.requests.check import CheckedRequest, check
 from launcher.requests.explained.life import Life
 from launcher.requests.plan import make_plan
 from launcher.requests.tokenizer import PromptTokenizer
 
 _MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
+_MOST_PICTURE_BYTES = 2**30  # of the pictures of all requests, from their arrival to their end
 
 
 class Intake:
-    """Makes tracked requests of messages. requests: those that are there."""
+    """Makes tracked requests of messages. requests: those that are there. on_taken hears of each that there is now.
+    uploads: requests whose pictures are being read; `tell` hears whom to tell that one is refused after all. repeats:
+    requests that are known by their keys. More attributes than others: all by which a request is judged."""
 
     def __init__(
         self,
@@ -41,76 +49,174 @@ class Intake:
         loras: LoraService,
         requests: TrackedRequests,
         allowances: Allowances,
+        spawn: Spawn,
+        *,
+        on_taken: Callable[[TrackedRequest], None],
+        tell: Tell,
     ) -> None:
         self._limits, self._engine, self._model, self._tokenizer = config.limits, config.engine, model, tokenizer
         self._job_ids, self._numbers = job_ids, itertools.count()
         self._dispatcher, self._loras, self._requests = dispatcher, loras, requests
         self._deadlines, self._allowances = Deadlines(dispatcher.scheduler), allowances
+        self._on_taken, self._reader = on_taken, PictureReader()
+        self.uploads = Uploads(self._read, spawn, on_read=self._pictures_read, on_ended=self._upload_ended, tell=tell)
+        self.repeats: Repeats[TrackedRequest | Arrival] = Repeats()
 
-    def take(self, follower: Follower, message: Generate, caller: str, repeatable: Repeatable | None) -> TrackedRequest:
-        """Queue the jobs of a new request.
+    def close(self) -> None:
+        """End the process that reads pictures."""
+        self._reader.close()
+
+    # ---- a request comes
+
+    def find(self, arrival: Arrival) -> TrackedRequest | Arrival | None:
+        """Give the request that a new one repeats, by its idempotency key, and have who sent it follow that.
+
+        Raises `IdempotencyConflictError` if it asks for something else, and `ArgumentError` if it lacks its pictures.
+        """
+        names = arrival.message.pictures
+        if names and not arrival.files:
+            told = "and no request of this name is known here: send it again with its files behind the header"
+            raise errors.ArgumentError(f"{names[0]} came without its file, {told}", parameter=names[0])
+        known = None if arrival.repeatable is None else self.repeats.find(arrival.repeatable, arrival.digest)
+        if isinstance(known, Arrival):
+            self.uploads.join(known, arrival.followers[0])
+        elif known is not None:
+            self._requests.join(known, arrival.followers[0])
+        return known
+
+    def begin(self, arrival: Arrival) -> None:
+        """Take a new request, at once or when its pictures have been read.
 
         Raises the error for which it is refused: then nothing has changed, and it does not count for its key.
         """
-        came, ranks = time.monotonic(), self._dispatcher.status
-        if ranks.given_up is not None:
-            raise ranks.given_up.with_traceback(None)  # which each raise would add to
+        message = arrival.message
+        if not message.pictures:
+            self._take(arrival, None)
+            return
+        if not self._engine.image_input:
+            told = "this server takes no pictures: start the server without --no-image-input"
+            raise errors.ArgumentError(f"image is not taken: {told}", parameter="image")
+        checked = self._check(arrival, None)
+        self._check_room(arrival.size)
+        if checked.timeout_s is not None:
+            arrival.timer = RealTimer(checked.timeout_s, self.uploads.refuse, arrival, too_late(checked.timeout_s))
+        if arrival.repeatable is not None:
+            self.repeats.begin(arrival.repeatable, arrival.digest, arrival)
+        self.uploads.begin(arrival)
+
+    async def _read(self, message: Generate, files: Mapping[str, bytes]) -> PreparedPicture:
+        return await self._reader.read(message, files, self._model, self._limits)
+
+    def _pictures_read(self, arrival: Arrival, picture: PreparedPicture) -> None:
+        try:
+            self._check_room(picture.size)
+            self._take(arrival, picture)
+        except Exception as error:
+            self.uploads.give_up(arrival, as_krea2_error(error))
+
+    def _upload_ended(self, arrival: Arrival) -> None:
+        if arrival.repeatable is not None:
+            self.repeats.forget(arrival.repeatable)
+
+    # ---- and is taken
+
+    def _take(self, arrival: Arrival, picture: PreparedPicture | None) -> None:
+        """Queue the jobs of a new request. Raises the error for which it is refused, when nothing has changed."""
+        checked = self._check(arrival, picture)
         loras = self._loras.registry
-        loras.check_lost(use.name for use in message.loras)
-        strengths = {name: entry.strength for name, entry in loras.named.items()}
-        drawn_seed = secrets.randbelow(2**32)
-        checked = check(message, self._model, self._limits, drawn_seed=drawn_seed, loras=strengths)
-        self._check_queue(follower.client)
-        self._check_allowance(caller, checked.priority)
         lora_ids = {name: entry.adapter.adapter_id for name, entry in loras.named.items()}
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, lora_ids)
-        ranks.step_memory.check(plan, checked)
-        number, arrived = next(self._numbers), time.monotonic()
+        self._dispatcher.status.step_memory.check(plan, checked)
+        number, now = next(self._numbers), time.monotonic()
         for job in plan.jobs:
             self._dispatcher.add(
                 job,
                 segments=plan.segments,
                 request=number,
                 priority=checked.priority,
-                arrived=arrived,
-                pixels=None if checked.picture is None else checked.picture.pixels,
+                arrived=arrival.came,
+                pixels=None if picture is None else picture.pixels,
             )
         try:
-            self._deadlines.check(number, plan, checked.timeout_s, idle=not any(self._requests), now=arrived)
+            waited_s = 0.0 if picture is None else now - arrival.came
+            self._deadlines.check(
+                number, plan, checked.timeout_s, idle=not any(self._requests), now=now, waited_s=waited_s
+            )
         except errors.QueueFullError:
             for job in plan.jobs:
                 self._dispatcher.cancel(job.job_id)
             raise
-        self._allowances.count(caller, arrived)
+        self._allowances.count(arrival.caller, now)
         for name, _ in checked.loras:
             loras.named[name].users.add(number)
         life = None
         if checked.explain:
-            life = Life(checked, plan, self._model, self._engine, came=came, accepted=arrived)
-        return TrackedRequest(number, [follower], caller, repeatable, checked, plan, arrived, life)
+            life = Life(without_picture(checked), plan, self._model, self._engine, came=arrival.came, accepted=now)
+        since = now if picture is None else arrival.came
+        request = TrackedRequest(
+            number, arrival.followers, arrival.caller, arrival.repeatable, checked, plan, since, life
+        )
+        self._requests.add(request)
+        if arrival.repeatable is not None:
+            self.repeats.begin(arrival.repeatable, arrival.digest, request)
+        self._on_taken(request)
 
-    def _check_allowance(self, caller: str, priority: int) -> None:
-        """Raise `RateLimitedError` if the caller has what its key may have for now."""
+    def _check(self, arrival: Arrival, picture: PreparedPicture | None) -> CheckedRequest:
+        """Check all that can be before its picture has been read, and again when it has: against what else is here,
+        which then is what came before it."""
+        ranks, loras = self._dispatcher.status, self._loras.registry
+        if ranks.given_up is not None:
+            raise ranks.given_up.with_traceback(None)  # which each raise would add to
+        loras.check_lost(use.name for use in arrival.message.loras)
+        strengths = {name: entry.strength for name, entry in loras.named.items()}
+        drawn_seed = secrets.randbelow(2**32)
+        checked = check(
+            arrival.message, self._model, self._limits, drawn_seed=drawn_seed, loras=strengths, picture=picture
+        )
+        unread = [] if picture is not None else [*self.uploads]
+        self._check_queue(arrival.followers[0].client, len(unread))
+        self._check_allowance(arrival.caller, checked.priority, sum(each.caller == arrival.caller for each in unread))
+        return checked
+
+    def _check_allowance(self, caller: str, priority: int, unread: int) -> None:
+        """Raise `RateLimitedError` if the caller has what its key may have for now. unread: how many of its requests
+        are still to be taken."""
         if self._allowances.limits is None:
             return
         now = time.monotonic()
         own = [request for request in self._requests if request.caller == caller]
         estimates = [self._dispatcher.scheduler.estimate(request.number, now) for request in own]
         seconds = [estimate.seconds for estimate in estimates if estimate is not None and estimate.seconds is not None]
-        in_flight = InFlight(len(own), sum(not request.started for request in own), min(seconds, default=None))
+        waiting = sum(not request.started for request in own) + unread
+        in_flight = InFlight(len(own) + unread, waiting, min(seconds, default=None), unread)
         self._allowances.check(caller, priority, in_flight, now)
 
-    def _check_queue(self, client: bytes) -> None:
+    def _check_queue(self, client: bytes, unread: int) -> None:
         """Raise `QueueFullError` if too much waits, or the client has not acknowledged too much."""
         followed = self._requests.of_client(client).values()
-        waiting = sum(not request.started for request in self._requests)
+        waiting = sum(not request.started for request in self._requests) + unread
         full = max(waiting, sum(request.ended for request in followed))
         if full >= self._limits.max_queue:
-            backlog = self._dispatcher.scheduler.backlog_s(time.monotonic())
-            wait = None if backlog is None else max(1.0, backlog)
-            later = "later" if wait is None else f"in about {wait:.0f} s"
-            raise errors.QueueFullError(
-                f"the queue is full with {full} requests: try again {later}", retry_after_s=wait
-            )
+            wait, later = self._later()
+            raise errors.QueueFullError(f"the queue is full with {full} requests: {later}", retry_after_s=wait)
         if sum(request.size for request in followed) > _MOST_KEPT_BYTES:
             raise errors.QueueFullError("images that this client has not acknowledged fill the memory that it may have")
+
+    def _check_room(self, size: int) -> None:
+        """Raise `QueueFullError` if there is no memory for the pictures of a request beside those that are here."""
+        held = sum(arrival.size for arrival in self.uploads) + sum(request.picture_size for request in self._requests)
+        if held + size > _MOST_PICTURE_BYTES:
+            wait, later = self._later()
+            told = f"the pictures of other requests fill the {_MOST_PICTURE_BYTES / 2**30:g} GiB that there is for them"
+            raise errors.QueueFullError(f"{told}: {later}", parameter="image", retry_after_s=wait)
+
+    def _later(self) -> tuple[float | None, str]:
+        """Say when there may be room again, in seconds and in words."""
+        backlog = self._dispatcher.scheduler.backlog_s(time.monotonic())
+        wait = None if backlog is None else max(1.0, backlog)
+        return wait, "try again later" if wait is None else f"try again in about {wait:.0f} s"
+
+
+def too_late(timeout_s: float) -> errors.RequestTimeoutError:
+    """Make the error of a request whose own time is over."""
+    return errors.RequestTimeoutError(f"the request was not done within its timeout_s of {timeout_s:g}")

@@ -1,34 +1,34 @@
 """Keeps the requests of a front-end, each from its arrival until its client has acknowledged the end.
 
-A request is checked and tokenised and becomes one job for each image; the dispatcher says what becomes of jobs, and the
-client hears it. When ranks die, the requests that they had run again.
+A request is taken in and becomes one job for each image; the dispatcher says what becomes of jobs, and the client hears
+it. When ranks die, the requests that they had run again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Container, Coroutine, Iterator
-from typing import Any
+from collections.abc import Collection, Container, Iterator, Mapping
 
 from engine import errors
 from engine.config.model_config import ModelConfig
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job, Step
 from launcher.awake import RealTimer
+from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.key_limits import Allowances
-from launcher.frontend.admission.repeats import Repeatable, Repeats
+from launcher.frontend.admission.uploads import Arrival, Spawn
 from launcher.frontend.dispatcher import Dispatcher
-from launcher.frontend.intake import Intake
+from launcher.frontend.intake import Intake, too_late
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.replies import Replies
-from launcher.frontend.tracked_requests import DEATHS_FATAL, Follower, TrackedRequest, TrackedRequests
+from launcher.frontend.tracked_requests import DEATHS_FATAL, TrackedRequest, TrackedRequests
 from launcher.logs import log_exception
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import describe
 from launcher.messages.rank_messages import Decoded, DoneStep, JobFailed, Previewed
 from launcher.ranks.rank_group import JobReport
-from launcher.requests.image_files import encode_image, encode_preview, in_thread
+from launcher.requests.image_files import encode_image, in_thread
 from launcher.requests.not_finite import no_picture
 from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import PromptTokenizer
@@ -50,59 +50,65 @@ class LiveRequests:
         replies: Replies,
         dispatcher: Dispatcher,
         loras: LoraService,
-        spawn: Callable[[Coroutine[Any, Any, None]], object],
+        spawn: Spawn,
     ) -> None:
         self._config = config
         self._replies, self._dispatcher, self._loras, self._spawn = replies, dispatcher, loras, spawn
-        self._repeats: Repeats[TrackedRequest] = Repeats()
         self.draining = False
         self._requests = TrackedRequests()
         self.allowances = Allowances(config.limits.max_queue, config.key_limits)
-        self._intake = Intake(config, model, tokenizer, job_ids, dispatcher, loras, self._requests, self.allowances)
-        self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
+        self._intake = Intake(
+            config, model, tokenizer, job_ids, dispatcher, loras, self._requests, self.allowances, spawn,
+            on_taken=self._taken,
+            tell=lambda follower, caller, error: self.give_up(*follower, caller, error),
+        )  # fmt: skip
+        self._uploads = self._intake.uploads
 
     @property
     def all_acknowledged(self) -> bool:
         """Whether all clients have what they were owed."""
         return self._requests.all_acknowledged
 
-    def unfinished(self) -> list[TrackedRequest]:
-        """List the requests that have not ended."""
-        return [*self._requests]
+    @property
+    def waiting_and_running(self) -> tuple[int, int]:
+        """Count those that have not begun, the ones among them whose pictures are being read, and those that have."""
+        started = [request.started for request in self._requests]
+        return started.count(False) + len(self._uploads), started.count(True)
+
+    def close(self, reason: errors.Krea2Error) -> None:
+        """End all requests, and what was started for them."""
+        self.fail(reason)
+        self._intake.close()
 
     # ---- what clients ask for
 
-    def generate(self, client: bytes, message: Generate, caller: str) -> None:
+    def generate(self, client: bytes, message: Generate, caller: str, files: Mapping[str, bytes]) -> None:
         """Take a request, or say again what became of it if it is known. Raises the error for which it is refused.
 
-        caller: whose it is.
+        caller: whose it is. files: of its pictures, by their names.
         """
         follower = Follower(client, message.request_id)
-        known = self._requests.followed_by(follower)
-        repeated = None if message.idempotency_key is None else Repeatable(caller, message.idempotency_key)
-        if known is None and repeated is not None:
-            known = self._repeats.find(repeated, message)
+        known = self._requests.followed_by(follower) or self._uploads.followed_by(follower)
+        if known is None:
+            arrival = Arrival([follower], caller, message, time.monotonic(), files)
+            known = self._intake.find(arrival)
             if known is not None:
-                self._requests.join(known, follower)
-                self._replies.repeated(known, follower)
-        if known is not None:
+                self._replies.repeated(follower, known.request_id, ended=known.ended)
+        if isinstance(known, TrackedRequest):
             if not known.ended:
                 self._replies.accepted(known, self._estimate(known), follower)
             self._replies.again(known, follower)
-            return
-        if self.draining:
-            raise errors.ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)
-        request = self._intake.take(follower, message, caller, repeated)
-        checked = request.checked
-        self._requests.add(request)
-        self._jobs |= {job.job_id: (request, job) for job in request.plan.jobs}
-        if repeated is not None:
-            self._repeats.begin(repeated, message, request)
-        if checked.timeout_s is not None:
-            error = errors.RequestTimeoutError(
-                f"the request was not done within its timeout_s of {checked.timeout_s:g}"
-            )
-            request.timer = RealTimer(checked.timeout_s, self._fail, request, error)
+        elif known is None:
+            if self.draining:
+                raise errors.ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)
+            self._intake.begin(arrival)
+
+    def _taken(self, request: TrackedRequest) -> None:
+        """Have the ranks make a request that has been taken in."""
+        timeout_s = request.checked.timeout_s
+        if timeout_s is not None:
+            left_s = timeout_s - (time.monotonic() - request.arrived)
+            request.timer = RealTimer(left_s, self._fail, request, too_late(timeout_s))
         self._accepted(request)
         self._dispatcher.send_steps()
 
@@ -117,10 +123,11 @@ class LiveRequests:
     def cancel(self, client: bytes, request_id: str, *, hung_up: bool) -> None:
         """End a request that nobody wants any more. hung_up: it may be asked for again, if it can be known then."""
         follower = Follower(client, request_id)
+        error = errors.CancelledError("the request was cancelled")
+        self._uploads.leave(follower, error)
         request = self._requests.followed_by(follower)
         if request is None or request.ended:
             return
-        error = errors.CancelledError("the request was cancelled")
         if len(request.followers) > 1 or (hung_up and request.repeatable is not None):
             self._leave(follower, error)
         else:
@@ -136,6 +143,8 @@ class LiveRequests:
     def abandon(self, clients: Collection[bytes], error: errors.Krea2Error) -> None:
         """End and forget what these clients wanted, which are gone; the error is for the log and the metrics."""
         for client in clients:
+            for follower in self._uploads.of_client(client):
+                self._uploads.leave(follower, error)
             for follower in self._requests.of_client(client):
                 self._leave(follower, error)
 
@@ -157,29 +166,33 @@ class LiveRequests:
     def drain(self) -> int:
         """Take no more, and refuse what has not begun. Returns how many requests these were."""
         self.draining = True
-        waiting = [request for request in self.unfinished() if not request.started and not request.deaths]
-        for request in self.unfinished():
+        waiting = [request for request in self._requests if not request.started and not request.deaths]
+        unread = [*self._uploads]
+        for request in self._requests:
             self._end_unfollowed(request, errors.CancelledError("nobody has asked for the request again"))
+        error = errors.ServerError("the server is being stopped, and the request had not begun")
+        for arrival in unread:
+            self._uploads.refuse(arrival, error)
         for request in waiting:
-            self._fail(request, errors.ServerError("the server is being stopped, and the request had not begun"))
-        return len(waiting)
+            self._fail(request, error)
+        return len(unread) + len(waiting)
 
     def look(self) -> None:
         """Tell the clients whose place in the queue has changed, and forget answers that are too old."""
-        self._repeats.expire(time.monotonic())
-        for request in self.unfinished():
+        self._intake.repeats.expire(time.monotonic())
+        for request in self._requests:
             estimate = self._estimate(request)
             if not request.started and estimate is not None and estimate.position != request.position:
                 self._accepted(request)
 
     def check_memory(self, memory: RankMemory) -> None:
         """Raise `ArgumentError` if a request that has not ended would not fit into the ranks' memory."""
-        for request in self.unfinished():
+        for request in self._requests:
             memory.check(request.plan, request.checked)
 
     def fail_too_large(self) -> None:
         """End requests that came before the ranks' memory was known, and do not fit into it."""
-        for request in self.unfinished():
+        for request in self._requests:
             try:
                 self._dispatcher.status.step_memory.check(request.plan, request.checked)
             except errors.ArgumentError as error:
@@ -199,21 +212,20 @@ class LiveRequests:
 
     def fail(self, error: errors.Krea2Error, numbers: Container[int] | None = None) -> None:
         """End all requests that have not ended, or those of these numbers."""
-        for request in self.unfinished():
+        for arrival in self._uploads if numbers is None else ():
+            self._uploads.refuse(arrival, error)
+        for request in self._requests:
             if numbers is None or request.number in numbers:
                 self._fail(request, error)
 
     def _end(self, request: TrackedRequest, failed: str | None) -> None:
         """Forget what is no longer needed of a request that has ended, well or with this error code."""
-        self._forget_jobs(request)
         if request.repeatable is not None:
-            self._repeats.end(request.repeatable, request.size, failed, time.monotonic())
-
-    def _forget_jobs(self, request: TrackedRequest) -> None:
+            self._intake.repeats.end(request.repeatable, request.size, failed, time.monotonic())
         self._requests.end(request)
         request.stop_timers()
+        request.forget_picture()
         for job in request.plan.jobs:
-            self._jobs.pop(job.job_id, None)
             self._dispatcher.cancel(job.job_id)
         self._loras.end(request.number)
 
@@ -224,8 +236,8 @@ class LiveRequests:
 
         Returns whether there was one.
         """
-        unfinished = [request for request in self.unfinished() if len(request.decoded) < request.checked.num_images]
-        for request in self.unfinished():
+        unfinished = [request for request in self._requests if len(request.decoded) < request.checked.num_images]
+        for request in self._requests:
             request.stop_waiting()
         for request in unfinished:
             if request.started:
@@ -243,47 +255,35 @@ class LiveRequests:
 
     def step_sent(self, step: Step) -> None:
         """Note which requests have begun."""
-        for request in self._started_in(step):
+        for request in self._requests.started_in(step):
             if not request.started:
                 request.begin(time.monotonic())
 
     def step_done(self, done: DoneStep) -> None:
         """Count the step for its requests, and tell their clients."""
         now = time.monotonic()
-        stepped: dict[TrackedRequest, list[int]] = {}  # jobs by request
-        for job_id in done.step.advanced:
-            if job_id in self._jobs:
-                stepped.setdefault(self._jobs[job_id][0], []).append(job_id)
-        started = self._started_in(done.step)
-        for request, job_ids in stepped.items():
+        started = self._requests.started_in(done.step)
+        for request, job_ids in self._requests.stepped_in(done.step).items():
             request.stepped(job_ids, done, now, encoded=request in started)
             self._replies.progress(request, self._estimate(request))
 
-    def _started_in(self, step: Step) -> set[TrackedRequest]:
-        return {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
-
     def job_reported(self, report: JobReport, rgb: bytes) -> None:
         """Send an image or a preview on, as a file that is written in a thread, or end the request of a failed job."""
-        if report.job_id not in self._jobs:
+        found = self._requests.with_job(report.job_id)
+        if found is None:
             return
-        request, job = self._jobs[report.job_id]
+        request, job = found
         match report:
             case JobFailed(code=code, message=message):
                 self._fail(request, errors.error_from_code(code, message))
             case Previewed():
-                self._spawn(self._send_preview(request, job, report, rgb))
+                self._spawn(self._replies.preview(request, job, report, rgb))
             case Decoded(finite=False):
                 self._fail(request, no_picture(job.seed, request.checked, self._config.engine.merge_loras))
             case Decoded():
                 came = time.monotonic()
                 request.image_came(report, came)
                 self._spawn(self._send_image(request, job, rgb, came))
-
-    async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
-        attempt = request.attempt
-        file = await in_thread(len(rgb) // 3, encode_preview, rgb, previewed.width, previewed.height)
-        if job.job_id in self._jobs and request.is_newest(job, attempt, previewed.step):
-            self._replies.preview(request, job, previewed.step, file)
 
     async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:
         try:

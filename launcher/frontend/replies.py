@@ -9,12 +9,15 @@ import msgspec
 from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
 from engine.scheduling.scheduler import Estimate
 from engine.step import Job
+from launcher.frontend.admission.followers import Follower
 from launcher.frontend.clients import Clients, failure
 from launcher.frontend.metrics import Metrics
-from launcher.frontend.tracked_requests import Follower, TrackedRequest
+from launcher.frontend.tracked_requests import TrackedRequest
 from launcher.logs import log_event
 from launcher.messages.api_keys import ANONYMOUS
 from launcher.messages.client_messages import Accepted, Failed, Image, Message, Preview, Progress
+from launcher.messages.rank_messages import Previewed
+from launcher.requests.image_files import encode_preview, in_thread
 
 
 class Replies:
@@ -52,10 +55,15 @@ class Replies:
         )
         self._send(request.followers, "progress", progress)
 
-    def preview(self, request: TrackedRequest, job: Job, step: int, file: bytes) -> None:
-        """Send a JPEG file of an image as it was after a step."""
+    async def preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
+        """Send a JPEG file of an image as it was after a step, unless it has taken so long to write that a later one
+        has gone."""
+        attempt, picture = request.attempt, request.checked.picture
+        file = await in_thread(len(rgb) // 3, encode_preview, rgb, previewed.width, previewed.height, picture)
+        if request.ended or not request.is_newest(job, attempt, previewed.step):
+            return
         index = request.plan.jobs.index(job)
-        preview = Preview(request_id="", index=index, step=step, steps=job.steps, attempt=request.attempt)
+        preview = Preview(request_id="", index=index, step=previewed.step, steps=job.steps, attempt=request.attempt)
         self._metrics.previews.inc()
         self._send(request.followers, "preview", preview, file, index=index)
 
@@ -67,8 +75,8 @@ class Replies:
             index=request.plan.jobs.index(job),
             num_images=request.checked.num_images,
             seed=job.seed,
-            width=job.width,
-            height=job.height,
+            width=request.checked.answer_size[0],
+            height=request.checked.answer_size[1],
             output_format=request.checked.output_format,
             warnings=request.plan.warnings,
             timings=dict(request.timings.seconds),
@@ -92,8 +100,7 @@ class Replies:
         request.ended = True
         self.num_failed += 1
         self._metrics.count_outcome(error.code, request.caller)
-        level = "info" if isinstance(error, (CancelledError, RequestTimeoutError)) else "warning"
-        self._log("request failed", request, level=level, code=error.code, message=error.message)
+        self._log("request failed", request, level=_level(error), code=error.code, message=error.message)
         request.outcome = []
         self._keep(request, failure("", error))
 
@@ -101,10 +108,10 @@ class Replies:
         """Tell somebody that it follows a request no more."""
         self._send([follower], "reply", failure("", error))
 
-    def repeated(self, request: TrackedRequest, follower: Follower) -> None:
+    def repeated(self, follower: Follower, repeats: str, *, ended: bool) -> None:
         """Count and log a request that is not made again, but follows the one that it repeats."""
         self._metrics.repeated.inc()
-        log_event("request repeated", request_id=follower.request_id, repeats=request.request_id, ended=request.ended)
+        log_event("request repeated", request_id=follower.request_id, repeats=repeats, ended=ended)
 
     def refused(self, follower: Follower, caller: str, error: Krea2Error) -> None:
         """Refuse a request that was never accepted."""
@@ -112,7 +119,7 @@ class Replies:
         self._metrics.count_outcome(error.code, caller)
         log_event(
             "request refused",
-            level="warning",
+            level=_level(error),
             request_id=request_id,
             code=error.code,
             message=error.message,
@@ -151,6 +158,10 @@ class Replies:
             key=_shown(request.caller),
             **details,
         )
+
+
+def _level(error: Krea2Error) -> str:
+    return "info" if isinstance(error, (CancelledError, RequestTimeoutError)) else "warning"
 
 
 def _shown(caller: str) -> str | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
-from engine.errors import QueueFullError
-from engine.step import Job
+from engine.step import Job, Step
 from launcher.awake import RealTimer
+from launcher.frontend.admission import followers
+from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.repeats import Repeatable
 from launcher.messages.client_messages import Failed, Image
 from launcher.messages.rank_messages import Decoded, DoneStep
@@ -19,14 +19,6 @@ from launcher.requests.plan import Plan
 from launcher.requests.timings import Timings
 
 DEATHS_FATAL = 3  # of ranks with a request in flight, after which it fails
-MOST_FOLLOWERS = 64  # of one request at the same time
-
-
-class Follower(NamedTuple):
-    """Whom a request is answered: a client, by its ZMQ identity, and what it calls the request."""
-
-    client: bytes
-    request_id: str
 
 
 @dataclass(eq=False)
@@ -124,6 +116,10 @@ class TrackedRequest:
             self.lingering.cancel()
         self.lingering = asyncio.get_running_loop().call_later(seconds, callback, self, *arguments)
 
+    def forget_picture(self) -> None:
+        """Hold the picture that it begins from no longer."""
+        self.checked = without_picture(self.checked)
+
     def stop_waiting(self) -> None:
         """Wait for no rank that has not told of a step."""
         self._told.set()
@@ -145,6 +141,11 @@ class TrackedRequest:
         """Bytes that are kept until they are acknowledged."""
         return sum(len(frame) for _, frames in self.outcome for frame in frames)
 
+    @property
+    def picture_size(self) -> int:
+        """Bytes of the picture that it begins from, and of what its images are pasted into."""
+        return 0 if self.checked.picture is None else self.checked.picture.size
+
 
 class TrackedRequests:
     """Keeps requests until they have ended, and for each follower until it has acknowledged that."""
@@ -152,6 +153,7 @@ class TrackedRequests:
     def __init__(self) -> None:
         self._unfinished: dict[int, TrackedRequest] = {}
         self._followed: dict[Follower, TrackedRequest] = {}
+        self._jobs: dict[int, tuple[TrackedRequest, Job]] = {}  # of requests that have not ended
 
     def __iter__(self) -> Iterator[TrackedRequest]:
         """Go through the requests that have not ended, in the order in which they came."""
@@ -163,13 +165,32 @@ class TrackedRequests:
         return not self._followed
 
     def add(self, request: TrackedRequest) -> None:
-        """Keep a new request for its first follower."""
+        """Keep a new request for those who follow it."""
         self._unfinished[request.number] = request
-        self._followed[request.followers[0]] = request
+        self._followed |= dict.fromkeys(request.followers, request)
+        self._jobs |= {job.job_id: (request, job) for job in request.plan.jobs}
 
     def end(self, request: TrackedRequest) -> None:
         """Keep a request for its followers alone: it has ended."""
         self._unfinished.pop(request.number, None)
+        for job in request.plan.jobs:
+            self._jobs.pop(job.job_id, None)
+
+    def with_job(self, job_id: int) -> tuple[TrackedRequest, Job] | None:
+        """Give the request that has this job, and the job; None if there is none that has not ended."""
+        return self._jobs.get(job_id)
+
+    def stepped_in(self, step: Step) -> dict[TrackedRequest, list[int]]:
+        """List the jobs that a step brings further, by their requests."""
+        stepped: dict[TrackedRequest, list[int]] = {}
+        for job_id in step.advanced:
+            if job_id in self._jobs:
+                stepped.setdefault(self._jobs[job_id][0], []).append(job_id)
+        return stepped
+
+    def started_in(self, step: Step) -> set[TrackedRequest]:
+        """Give the requests whose jobs a step starts."""
+        return {self._jobs[job.job_id][0] for job in step.start if job.job_id in self._jobs}
 
     def followed_by(self, follower: Follower) -> TrackedRequest | None:
         """Give what somebody follows under this name."""
@@ -181,9 +202,7 @@ class TrackedRequests:
 
     def join(self, request: TrackedRequest, follower: Follower) -> None:
         """Let somebody else follow a request. Raises `QueueFullError` if many do already."""
-        if len(request.followers) >= MOST_FOLLOWERS:
-            raise QueueFullError(f"{MOST_FOLLOWERS} others wait for the same request already", retry_after_s=1.0)
-        request.followers.append(follower)
+        followers.join(request.followers, follower)
         self._followed[follower] = request
 
     def leave(self, follower: Follower) -> TrackedRequest:
@@ -191,3 +210,8 @@ class TrackedRequests:
         request = self._followed.pop(follower)
         request.followers.remove(follower)
         return request
+
+
+def without_picture(checked: CheckedRequest) -> CheckedRequest:
+    """Leave out the picture, for whoever keeps what is known of a request longer than that is needed."""
+    return checked if checked.picture is None else replace(checked, picture=None)

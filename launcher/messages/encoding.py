@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -11,9 +11,11 @@ import msgspec
 
 from engine.errors import ArgumentError, Krea2Error, ServerError
 from launcher.logs import log_exception
-from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request, is_request_id
+from launcher.messages.client_messages import PROTOCOL_VERSION, Generate, Reply, Request, is_request_id
+from launcher.messages.limits import Limits
+from launcher.parameters.values import PICTURES
 
-MAX_REQUEST_BYTES = 256 * 1024  # of a message to the front-end; the largest prompts fit in many times
+MAX_REQUEST_BYTES = 256 * 1024  # of a message's header to the front-end; the largest prompts fit in many times
 
 _TYPE_MISMATCH = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<found>[^`]+)`")
 _FIELD = re.compile(r"(?P<problem>.*) - at `\$\.(?P<path>(?P<name>\w+)[^`]*)`")
@@ -42,9 +44,19 @@ class MessageError(Exception):
         self.error = error
 
 
+def most_frame_bytes(limits: Limits) -> int:
+    """Say how long a frame to a front-end may be: one that is too long by less than its length is answered, not cut
+    off."""
+    return 2 * max(limits.max_image_bytes, Limits.max_image_bytes)
+
+
 def decode_request(frame: bytes) -> Request:
     """Decode a client's message. Raises `MessageError`, and nothing else, for whatever does not fit."""
     complaint = ""
+    if not frame:
+        raise MessageError(None, ArgumentError("the first frame is empty: it is the header (connect a DEALER, no REQ)"))
+    if len(frame) > MAX_REQUEST_BYTES:
+        raise MessageError(None, ArgumentError(f"a header must be at most {MAX_REQUEST_BYTES} bytes, got {len(frame)}"))
     try:
         message: Request = _decode_request(frame)
         if message.version == PROTOCOL_VERSION:
@@ -59,6 +71,29 @@ def decode_request(frame: bytes) -> Request:
     raise MessageError(request_id, wrong)
 
 
+def name_files(message: Request, files: Sequence[bytes], limits: Limits) -> dict[str, bytes]:
+    """Name the files in the binary frames behind a message by the `pictures` that they are. There may be none, as
+    behind a request that is sent again. Raises `ArgumentError` for others than it says that there are."""
+    names = message.pictures if isinstance(message, Generate) else ()
+    if len({*names}) < len(names) or not {*names} <= {*PICTURES}:
+        shown = ", ".join(map(repr, names[: len(PICTURES) + 1]))[:80]
+        allowed = f"different ones of {', '.join(PICTURES)}"
+        raise ArgumentError(f"pictures must be {allowed}, got {shown}", parameter="pictures")
+    if names and "image" not in names:
+        raise ArgumentError("mask needs the image that it is for", parameter="mask")
+    if len(files) > len(names):
+        kind = type(message).__struct_config__.tag
+        told = f"pictures names {len(names)}" if isinstance(message, Generate) else f"a {kind} message has none"
+        raise ArgumentError(f"{len(files)} binary frames follow the header, and {told}", parameter="pictures")
+    if files and len(files) < len(names):
+        missing = names[len(files)]
+        raise ArgumentError(f"{missing} is one of pictures, and its file did not follow the header", parameter=missing)
+    for name, file in zip(names, files, strict=False):
+        if not 0 < len(file) <= limits.max_image_bytes:
+            raise ArgumentError.of(name, f"a file of 1 to {limits.max_image_bytes} bytes", len(file))
+    return dict(zip(names, files, strict=False))
+
+
 def encode_request(message: Request) -> bytes:
     """Encode a client's message. Raises `ArgumentError` for values that msgpack cannot carry, and for its size."""
     try:
@@ -67,6 +102,8 @@ def encode_request(message: Request) -> bytes:
         raise ArgumentError("prompt must be valid Unicode text, got lone surrogates", parameter="prompt") from None
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ArgumentError(f"a parameter has a type that is not allowed: {error}") from None
+    if not frame:
+        raise MessageError(None, ArgumentError("the first frame is empty: it is the header (connect a DEALER, no REQ)"))
     if len(frame) > MAX_REQUEST_BYTES:
         raise ArgumentError(f"a request must be at most {MAX_REQUEST_BYTES} bytes, got {len(frame)}")
     return frame

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, ParamSpec
 
 import engine
+from launcher.pictures.prepared import PreparedPicture
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_metadata import save_options
 
@@ -33,7 +34,8 @@ async def in_thread(pixels: int, write: Callable[P, bytes], *arguments: P.args, 
 def encode_image(
     rgb: bytes, request: CheckedRequest, *, seed: int, made_with: Mapping[str, Any] = MappingProxyType({})
 ) -> bytes:
-    """Write an RGB image of height · width · 3 bytes as a file in the request's format.
+    """Write an RGB image of height · width · 3 bytes, put into the picture that it begins from, as a file in the
+    request's format.
 
     It carries prompt, seed and settings, as `save_options` writes them, unless the request says otherwise.
     made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`.
@@ -41,6 +43,8 @@ def encode_image(
     from PIL import Image
 
     image = Image.frombytes("RGB", (request.width, request.height), rgb)
+    if request.picture is not None:
+        image = request.picture.finish(image)
     made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with)} if request.metadata else None
     options = save_options(request.output_format, made)
     if request.output_compression is not None and request.output_format != "png":
@@ -50,19 +54,29 @@ def encode_image(
     return file.getvalue()
 
 
-def encode_preview(rgb: bytes, width: int, height: int) -> bytes:
-    """Write a small RGB picture of height · width · 3 bytes as a JPEG file."""
+def encode_preview(rgb: bytes, width: int, height: int, picture: PreparedPicture | None = None) -> bytes:
+    """Write a small RGB picture of height · width · 3 bytes as a JPEG file. picture: what the image begins from."""
     from PIL import Image
 
+    image = Image.frombytes("RGB", (width, height), rgb)
+    if picture is not None:
+        image = picture.finish_preview(image)
     file = io.BytesIO()
-    Image.frombytes("RGB", (width, height), rgb).save(file, "jpeg", quality=85)
+    image.save(file, "jpeg", quality=85)
     return file.getvalue()
 
 
 def _settings(request: CheckedRequest, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """List what else decides how the image looks."""
-    names = ("negative_prompt", "steps", "guidance", "mu", "width", "height")
-    settings = {name: getattr(request, name) for name in names}
+    width, height = request.answer_size
+    settings: dict[str, Any] = {
+        "negative_prompt": request.negative_prompt,
+        "steps": request.asked_steps,
+        "guidance": request.guidance,
+        "mu": request.mu,
+        "width": width,
+        "height": height,
+    }
     if request.loras:
         hashes = made_with.get("lora_hashes", {})
         settings["loras"] = [

@@ -11,8 +11,8 @@ import pytest
 from engine import errors
 from engine.config.bounded_json import FILE_LIMITS, LARGEST_JSON
 from launcher import lines
-from launcher.frontend import clients, dispatcher, intake, live_requests, tracked_requests
-from launcher.frontend.admission import deadlines, repeats
+from launcher.frontend import clients, dispatcher, intake, live_requests
+from launcher.frontend.admission import deadlines, followers, repeats
 from launcher.frontend.metrics import Metrics
 from launcher.http import bodies, guard, protocol
 from launcher.http.answers.errors import STATUS_OF_CODE, error_body
@@ -85,7 +85,14 @@ def test_the_example_of_a_proxy_goes_with_what_the_server_bounds() -> None:
         ("a body over HTTP", [f"{protocol._FREE_CHUNKS:,} chunks", f"every {protocol._BYTES_A_CHUNK} bytes"]),
         ("the rest of a body", [f"{protocol.LINGER_S:g} s, {protocol.LINGER_BYTES >> 20} MiB"]),
         ("the head of a request", [f"{protocol._MAX_HEADER_BYTES >> 10} KiB"]),
-        ("a message over RPC", [f"{encoding.MAX_REQUEST_BYTES >> 10} KiB"]),
+        (
+            "a message over RPC",
+            [
+                f"{encoding.MAX_REQUEST_BYTES >> 10} KiB; {Limits.max_image_bytes // 10**6} MB, "
+                f"{encoding.most_frame_bytes(Limits()) // 10**6} MB; {clients._MESSAGES_UNREAD} |"
+            ],
+        ),
+        ("pictures of requests", [f"{intake._MOST_PICTURE_BYTES >> 30} GiB"]),
         (
             "connections over RPC",
             [f"{entrance.MOST:,} at most; {clients.MAX_CLIENTS:,}; {clients._HANDSHAKE_MS // 1000} s"],
@@ -97,7 +104,7 @@ def test_the_example_of_a_proxy_goes_with_what_the_server_bounds() -> None:
             "answers kept",
             [f"{repeats.KEPT_S / 60:g} minutes, {repeats.KEPT_BYTES >> 20} MiB, {repeats.KEPT_ANSWERS:,}"],
         ),
-        ("answers kept", [f"; {tracked_requests.MOST_FOLLOWERS}; {live_requests._LINGER_S:g} s"]),
+        ("answers kept", [f"; {followers.MOST_FOLLOWERS}; {live_requests._LINGER_S:g} s"]),
         ("lines of the log", [f"{lines.MAX_LINES:,} and {lines.MAX_BYTES >> 20} MiB", f"{lines.LONGEST:,} characters"]),
         ("json files", [f"{LARGEST_JSON >> 20} MiB; {FILE_LIMITS.values:,} values", f"{FILE_LIMITS.depth} levels"]),
         ("files of keys", [f"{api_keys.MAX_FILE_BYTES >> 20} MiB, {api_keys.MAX_KEYS:,} keys"]),

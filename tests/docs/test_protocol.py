@@ -24,9 +24,10 @@ from launcher.client.async_client import LOAD_LORA_S, AsyncClient
 from launcher.client.connection import ASK_AGAIN_S, PING_S, SILENCE_S
 from launcher.explanation import PARTS, Explanation, Stage
 from launcher.frontend.clients import MAX_CLIENTS
+from launcher.frontend.intake import _MOST_PICTURE_BYTES
 from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.encoding import MAX_REQUEST_BYTES, decode_reply, decode_request
+from launcher.messages.encoding import MAX_REQUEST_BYTES, decode_reply, decode_request, most_frame_bytes
 from launcher.messages.keys import make_keys
 from launcher.messages.limits import Limits
 from launcher.requests.check import MAX_LORA_STRENGTH
@@ -94,6 +95,9 @@ def test_every_error_code_is_explained() -> None:
         f"nothing has come for {SILENCE_S:g} s",
         f"lease of {FrontendConfig(engine=EngineConfig()).lease_s:g} s",
         f"{MAX_REQUEST_BYTES:,} bytes".replace(",", " "),
+        f"the file of a picture {Limits.max_image_bytes:,} (".replace(",", " "),
+        f"more than {most_frame_bytes(Limits()):,} bytes".replace(",", " "),
+        f"take {_MOST_PICTURE_BYTES >> 30} GiB of the server's memory",
         f"at most {Limits.max_prompt_bytes:,} bytes".replace(",", " "),
         f"at most {Limits.max_pixels:,} pixels".replace(",", " "),
         f"{Limits.max_queue} requests wait in one server (`max_queue`) and {MAX_CLIENTS} clients",

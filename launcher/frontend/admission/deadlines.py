@@ -21,15 +21,17 @@ class Deadlines:
         self._scheduler = scheduler
         self._refused_idle = 0  # in a row
 
-    def check(self, request: int, plan: Plan, timeout_s: float | None, *, idle: bool, now: float) -> None:
+    def check(
+        self, request: int, plan: Plan, timeout_s: float | None, *, idle: bool, now: float, waited_s: float = 0.0
+    ) -> None:
         """Raise `QueueFullError` if a request, whose jobs are queued, would not be done in time.
 
         It says when to come back, or names `timeout_s` as at fault if the request's own work takes longer. idle: there
-        is no other request.
+        is no other request. waited_s: what has passed of its time.
         """
         estimate = self._scheduler.estimate(request, now)
         expected_s = None if estimate is None else estimate.seconds
-        if timeout_s is None or expected_s is None or expected_s <= _MARGIN * timeout_s:
+        if timeout_s is None or expected_s is None or waited_s + expected_s <= _MARGIN * timeout_s:
             self._refused_idle = 0
             return
         if idle:

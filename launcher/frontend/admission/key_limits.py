@@ -72,12 +72,13 @@ class KeyLimits:
 
 @dataclass(frozen=True)
 class InFlight:
-    """What a caller has: requests that have not ended, those of them that wait, and seconds until the first of them is
-    done, None if that is not known."""
+    """What a caller has: requests that have not ended, those of them that wait, seconds until the first of them is
+    done, None if that is not known, and those that have not been counted by the minute yet."""
 
     unfinished: int
     waiting: int
     first_done_s: float | None
+    uncounted: int = 0
 
 
 class Allowances:
@@ -112,7 +113,7 @@ class Allowances:
                 told = f"the key {caller} has {has} requests {what}, and may have {most} ({name})"
                 raise _too_many(told, in_flight.first_done_s or 1.0)
         per_minute = limit.requests_per_minute
-        if per_minute is not None and (left := self._left(caller, per_minute, now)) < 1:
+        if per_minute is not None and (left := self._left(caller, per_minute, now) - in_flight.uncounted) < 1:
             told = f"the key {caller} may send {per_minute:g} requests a minute (requests_per_minute)"
             raise _too_many(told, (1 - left) * 60 / per_minute)
 

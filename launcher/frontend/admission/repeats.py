@@ -7,6 +7,7 @@ nothing to another.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -50,15 +51,15 @@ class Repeats(Generic[Request]):
         self._entries: dict[Repeatable, _Entry[Request]] = {}  # those that have ended in the order in which they did
         self._bytes = 0
 
-    def find(self, name: Repeatable, message: Generate) -> Request | None:
-        """Give the request of this name, if there is one.
+    def find(self, name: Repeatable, digest: bytes) -> Request | None:
+        """Give the request of this name, if there is one. digest: of what is asked for, by `digest_of`.
 
         Raises `IdempotencyConflictError` if it asked for something else.
         """
         entry = self._entries.get(name)
         if entry is None:
             return None
-        if entry.digest != _digest(message):
+        if entry.digest != digest:
             known_s = f"for {KEPT_S / 60:g} minutes after its end"
             raise IdempotencyConflictError(
                 f"the Idempotency-Key {name.key[:80]!a} is that of a request with other parameters: give each request "
@@ -66,9 +67,13 @@ class Repeats(Generic[Request]):
             )
         return entry.request
 
-    def begin(self, name: Repeatable, message: Generate, request: Request) -> None:
-        """Know a request that begins, under a name that has none."""
-        self._entries[name] = _Entry(_digest(message), request)
+    def begin(self, name: Repeatable, digest: bytes, request: Request) -> None:
+        """Know a request that begins, under a name that has none, or in place of what it was until now."""
+        self._entries[name] = _Entry(digest, request)
+
+    def forget(self, name: Repeatable) -> None:
+        """Forget a request that runs: the same is to be made anew."""
+        del self._entries[name]
 
     def end(self, name: Repeatable, size: int, failed: str | None, now: float) -> None:
         """Keep the answer of a request, of so many bytes or with this error code, unless asking again may help."""
@@ -92,7 +97,8 @@ class Repeats(Generic[Request]):
         self._bytes -= self._entries.pop(name).size
 
 
-def _digest(message: Generate) -> bytes:
-    """A digest of all that a request asks for."""
+def digest_of(message: Generate, files: Mapping[str, bytes]) -> bytes:
+    """A digest of all that a request asks for, its pictures' files among it."""
     asked = msgspec.structs.replace(message, request_id="-", caller=None, idempotency_key=None)
-    return hashlib.sha256(encode(asked)).digest()
+    pictures = [name.encode() + hashlib.sha256(file).digest() for name, file in sorted(files.items())]
+    return hashlib.sha256(b"".join([encode(asked), *pictures])).digest()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from engine.errors import CancelledError, Krea2Error, ServerError
-from launcher.client.async_client import AsyncClient
+from launcher.client.async_client import NO_FILES, AsyncClient
 from launcher.client.results import Event
 from launcher.logs import log_event
 from launcher.messages.client_messages import Generate, StatusReply
@@ -64,12 +64,12 @@ class EngineLink:
             raise ServerError(f"the engine is starting{far}: try again in a moment")
         return self.replying()
 
-    async def follow(self, request: Generate) -> AsyncGenerator[Event, None]:
+    async def follow(self, request: Generate, files: Mapping[str, bytes] = NO_FILES) -> AsyncGenerator[Event, None]:
         """Follow a request: see `AsyncClient.follow`. A request that ends as if cancelled raises `ServerError`.
 
         For whoever hangs up stops following: so it was lost between our own processes, which is no client's doing.
         """
-        async with aclosing((await self.loaded()).follow(request)) as events:
+        async with aclosing((await self.loaded()).follow(request, files)) as events:
             try:
                 async for event in events:
                     yield event

@@ -154,15 +154,15 @@ def test_a_lost_request_is_sent_again(run_folder: Path, monkeypatch: pytest.Monk
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
-            send, lost = Connection._send_frame, []
+            send, lost = Connection._send_frames, []
 
-            def lose_the_first(connection: Connection, frame: bytes) -> None:
+            def lose_the_first(connection: Connection, frame: bytes, *files: bytes) -> None:
                 if b"generate" in frame and not lost:
                     lost.append(frame)
                 else:
-                    send(connection, frame)
+                    send(connection, frame, *files)
 
-            monkeypatch.setattr(Connection, "_send_frame", lose_the_first)
+            monkeypatch.setattr(Connection, "_send_frames", lose_the_first)
             assert (await client.generate(PROMPT, steps=1)).seeds
             assert lost
 

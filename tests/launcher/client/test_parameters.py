@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
@@ -16,7 +16,7 @@ from launcher.client.async_client import AsyncClient
 from launcher.client.client import Client
 from launcher.client.parameters import INSTEAD, LoraParameters, OwnParameters, Parameters, make_request
 from launcher.messages.client_messages import Generate
-from launcher.messages.message_parts import LoraChoice
+from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.messages.parameter_names import ALIASES, GUIDANCE_IS_OFF
 
 CALLS = (Client.generate, Client.stream, AsyncClient.generate, AsyncClient.stream)
@@ -27,7 +27,13 @@ def test_the_keywords_are_the_fields_of_the_messages_with_their_types() -> None:
     assert wire.pop("caller")  # which is the server's own to say
     keywords = get_type_hints(OwnParameters)
     assert keywords.pop("loras")  # which may be said in several ways
-    assert {"version": int, "prompt": str, "loras": tuple[LoraChoice, ...], **keywords} == wire
+    assert (keywords.pop("image"), keywords.pop("mask"), keywords.pop("outpaint")) == (
+        object,
+        object,
+        Mapping[str, int] | None,
+    )
+    own = {"loras": tuple[LoraChoice, ...], "pictures": tuple[str, ...], "outpaint": Outpaint | None}
+    assert {"version": int, "prompt": str, **own, **keywords} == wire
     assert get_type_hints(LoraParameters) == {field.name: field.type for field in msgspec.structs.fields(LoraChoice)}
     assert {*get_type_hints(Parameters)} - {*get_type_hints(OwnParameters)} == {*ALIASES, "size"}
 
@@ -41,7 +47,8 @@ def test_help_lists_all_parameters_with_types_and_defaults(call: Callable[..., A
     types, fields = get_type_hints(OwnParameters), {field.name: field for field in msgspec.structs.fields(Generate)}
     for name in names:
         assert parameters[name].annotation == types[name]
-        assert name == "request_id" or parameters[name].default == fields[name].default
+        known = fields[name].default if name in fields else None  # a picture's file
+        assert name == "request_id" or parameters[name].default == known
     help_lines = (call.__doc__ or "").splitlines()
     for name in [*names, *ALIASES, "size"]:
         assert any(line.startswith(f"    {name}: ") and line.split(": ", 1)[1] for line in help_lines), name
@@ -50,20 +57,20 @@ def test_help_lists_all_parameters_with_types_and_defaults(call: Callable[..., A
 
 
 def test_other_names_mean_the_same() -> None:
-    mine, warnings = make_request("x", {"steps": 4, "guidance": 2.5, "num_images": 2, "width": 96, "height": 64}, "")
+    mine, _, warnings = make_request("x", {"steps": 4, "guidance": 2.5, "num_images": 2, "width": 96, "height": 64}, "")
     theirs: Any = {"num_inference_steps": 4, "guidance_scale": 2.5, "num_images_per_prompt": 2, "size": "96x64"}
     theirs |= {"output_type": "pil", "return_dict": True, "generator": None, "negative_prompt": None}
-    also, also_warnings = make_request("x", theirs, "")
+    also, _, also_warnings = make_request("x", theirs, "")
     assert msgspec.structs.replace(also, request_id=mine.request_id) == mine
     assert warnings == also_warnings == ()
-    off, warnings = make_request("x", {"guidance_scale": 1.0}, "")
+    off, _, warnings = make_request("x", {"guidance_scale": 1.0}, "")
     assert (off.guidance, warnings) == (0.0, (GUIDANCE_IS_OFF,))
 
 
 def test_values_and_names_of_other_programs_are_read_as_everywhere() -> None:
     given: Any = {"seed": "42", "steps": 8.0, "guidance": "2.5", "num_outputs": "2", "size": "", "output_format": "JPG"}
     given |= {"background": "transparent", "quality": "ultra", "extra_body": {"output_quality": 60}}
-    request, warnings = make_request("x", given, "")
+    request, _, warnings = make_request("x", given, "")
     assert (request.seed, request.steps, request.guidance, request.num_images) == (42, 8, 2.5, 2)
     assert (request.output_format, request.output_compression, request.width) == ("jpeg", 60, None)
     assert warnings == ("background was ignored: images are opaque",)
@@ -73,7 +80,7 @@ def test_values_and_names_of_other_programs_are_read_as_everywhere() -> None:
 
 def test_what_is_easily_said_otherwise_is_understood() -> None:
     given: Any = {"seed": np.int64(7), "guidance": np.float32(0.5), "output_format": "jpg", "loras": ["a"]}
-    request, _ = make_request("x", given, "")
+    request, _, _ = make_request("x", given, "")
     assert (type(request.seed), request.seed, type(request.guidance), request.output_format) == (int, 7, float, "jpeg")
     assert request.loras == (LoraChoice(name="a"),)
 

@@ -129,7 +129,7 @@ def test_the_last_image_waits_for_what_is_still_to_be_told(run_folder: Path, end
             call = asyncio.create_task(client.generate(PROMPT, steps=1, request_id="r", explain=True))
             await fakes.ranks[1].has_steps(1)
             async with asyncio.timeout(DEADLINE_S):
-                (request,) = fakes.frontend._requests.unfinished()
+                (request,) = fakes.frontend._requests._requests
                 while not request.timings.seconds["total"]:  # of its file
                     await asyncio.sleep(0.01)
             assert not call.done()

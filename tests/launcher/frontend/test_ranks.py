@@ -80,7 +80,7 @@ def test_a_request_has_begun_when_a_rank_hears_of_it(run_folder: Path, monkeypat
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
 
             def look_and_send(*message: Any) -> bool:
-                started.extend(request.started for request in fakes.frontend._requests.unfinished())
+                started.extend(request.started for request in fakes.frontend._requests._requests)
                 return send(*message)
 
             monkeypatch.setattr(rank_group, "send_now", look_and_send)

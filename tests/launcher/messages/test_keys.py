@@ -15,8 +15,9 @@ import zmq.asyncio
 from engine.errors import ArgumentError, ServerError
 from launcher.client.async_client import AsyncClient
 from launcher.messages.client_messages import Ping
-from launcher.messages.encoding import encode
+from launcher.messages.encoding import encode, most_frame_bytes
 from launcher.messages.keys import ClientKeys, ServerKeys, make_keys
+from launcher.messages.limits import Limits
 from tests.damage import FULL, full_disk
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import fake_engine, run
@@ -159,7 +160,7 @@ def test_a_message_above_the_limit_is_refused_with_keys_too(run_folder: Path, tm
             socket.connect(fakes.address)
             await socket.send(encode(Ping()))
             await socket.recv()
-            await socket.send(b"x" * 1_000_000)
+            await socket.send(b"x" * (most_frame_bytes(Limits()) + 1))
             assert (await client.generate(PROMPT, steps=1)).seeds
             assert (await client.status()).dropped_messages == 0
 

@@ -24,6 +24,7 @@ REQUEST = CheckedRequest(
     negative_prompt=None,
     seed=7,
     steps=8,
+    asked_steps=8,
     guidance=0.0,
     mu=None,
     width=32,

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from engine.errors import CancelledError, IdempotencyConflictError, NotFiniteError, RequestTimeoutError
-from launcher.client.async_client import AsyncClient
+from launcher.client.async_client import NO_FILES, AsyncClient
 from launcher.client.results import ImageFile, PreviewFile, Result
 from launcher.frontend.admission import repeats
-from launcher.frontend.admission.repeats import Repeatable, Repeats
+from launcher.frontend.admission.repeats import Repeatable, Repeats, digest_of
 from launcher.messages.client_messages import Accepted, Generate, Progress
 from launcher.messages.own_clients import OwnClients
 from tests.launcher.fake_ranks import DEADLINE_S, NOT_FINITE_SEED, Fakes, fake_engine, run
@@ -21,8 +22,8 @@ PROMPT = "a red circle on a blue background"
 KEY = "order 7"
 
 
-def message(**fields: Any) -> Generate:
-    return Generate(**{"request_id": "1", "prompt": PROMPT} | fields)
+def asked(files: Mapping[str, bytes] = NO_FILES, **fields: Any) -> bytes:
+    return digest_of(Generate(**{"request_id": "1", "prompt": PROMPT} | fields), files)
 
 
 # ---- what is known, and for how long
@@ -35,13 +36,25 @@ def known() -> Repeats[str]:
 
 def test_a_request_is_known_by_its_caller_its_key_and_what_it_asks_for(known: Repeats[str]) -> None:
     name = Repeatable("alice", KEY)
-    assert known.find(name, message()) is None
-    known.begin(name, message(), "first")
-    assert known.find(name, message(request_id="2", idempotency_key=KEY, caller="alice")) == "first"
-    assert known.find(Repeatable("bob", KEY), message()) is None
+    assert known.find(name, asked()) is None
+    known.begin(name, asked(), "first")
+    assert known.find(name, asked(request_id="2", idempotency_key=KEY, caller="alice")) == "first"
+    assert known.find(Repeatable("bob", KEY), asked()) is None
     for other in ({"prompt": "a fox"}, {"seed": 1}, {"timeout_s": 5.0}, {"preview_every": 2}, {"priority": 1}):
         with pytest.raises(IdempotencyConflictError, match="order 7"):
-            known.find(name, message(**other))
+            known.find(name, asked(**other))
+
+
+def test_the_bytes_of_pictures_are_part_of_what_is_asked_for_and_not_their_order() -> None:
+    files = {"image": b"one", "mask": b"two"}
+    assert asked(files) == asked(dict(reversed(files.items())))
+    others = (
+        {"image": b"one"},
+        {"image": b"two", "mask": b"one"},
+        {"image": b"onetwo"},
+        {"image": b"one", "mask": b""},
+    )
+    assert len({asked(files), asked(), *map(asked, others)}) == 2 + len(others)
 
 
 def test_an_answer_is_kept_for_a_while_and_a_failure_that_may_pass_is_not(known: Repeats[str]) -> None:
@@ -52,14 +65,14 @@ def test_an_answer_is_kept_for_a_while_and_a_failure_that_may_pass_is_not(known:
         ("full", "queue_full"),
     ):
         name = Repeatable("alice", key)
-        known.begin(name, message(), key)
+        known.begin(name, asked(), key)
         known.end(name, 1000, failed, now=50.0)
-    found = [key for key in ("done", "killed", "late", "full") if known.find(Repeatable("alice", key), message())]
+    found = [key for key in ("done", "killed", "late", "full") if known.find(Repeatable("alice", key), asked())]
     assert found == ["done", "killed"]
     known.expire(50.0 + repeats.KEPT_S - 1)
-    assert known.find(Repeatable("alice", "done"), message())
+    assert known.find(Repeatable("alice", "done"), asked())
     known.expire(50.0 + repeats.KEPT_S)
-    assert not known.find(Repeatable("alice", "done"), message())
+    assert not known.find(Repeatable("alice", "done"), asked())
 
 
 @pytest.mark.parametrize(("bound", "most"), [("KEPT_BYTES", 3000), ("KEPT_ANSWERS", 3)])
@@ -68,14 +81,14 @@ def test_the_oldest_answers_go_first_and_what_runs_stays(
 ) -> None:
     monkeypatch.setattr(repeats, bound, most)
     running = Repeatable("alice", "running")
-    known.begin(running, message(), "running")
+    known.begin(running, asked(), "running")
     names = [Repeatable("alice", str(number)) for number in range(5)]
     for name in names:
-        known.begin(name, message(), name.key)
+        known.begin(name, asked(), name.key)
     for name in reversed(names):
         known.end(name, 1000, None, now=1.0)
-    assert [name.key for name in names if known.find(name, message())] == ["0", "1", "2"]
-    assert known.find(running, message()) == "running"
+    assert [name.key for name in names if known.find(name, asked())] == ["0", "1", "2"]
+    assert known.find(running, asked()) == "running"
 
 
 # ---- over RPC
