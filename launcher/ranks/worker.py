@@ -155,9 +155,10 @@ def _work(rank: Rank, config: RankConfig, wire: _Wire) -> NoReturn:
         while (wait_s := rank.idle_wait_s()) is not None and not wire.has_command(wait_s):
             if (plan := rank.use_idle_time()) is not None:
                 wire.send(messages.PlanBuilt(rank=config.rank, plan=plan))
-        command, _ = wire.receive()
+        command, frames = wire.receive()
         assert isinstance(command, messages.Execute)
-        started.put((command.step.number, rank.execute(command.step)))
+        pixels = messages.read_pixels(command.step, frames)
+        started.put((command.step.number, rank.execute(command.step, pixels)))
 
 
 class _Wire:

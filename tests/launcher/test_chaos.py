@@ -54,10 +54,10 @@ if "_rank" in sys.orig_argv:
     def load_poisoned(config, wire):
         rank = load(config, wire)
         execute = rank.execute
-        def poisoned(step):
+        def poisoned(step, pixels):
             if any(job.seed == {POISON} for job in step.start):
                 raise RuntimeError("this request is poison")
-            return execute(step)
+            return execute(step, pixels)
         rank.execute = poisoned
         return rank
     worker._load = load_poisoned

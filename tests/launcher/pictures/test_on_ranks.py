@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import QueueFullError
 from engine.pictures.pixels import Pixels
 from engine.step import Picture, Step
 from launcher.client.async_client import AsyncClient
@@ -150,6 +151,22 @@ def test_a_picture_of_no_steps_is_encoded_and_decoded_without_progress_and_count
             assert b"krea2_encoded_pictures_total 1.0" in metrics
             assert b'krea2_step_seconds_count{part="encode_picture"} 1.0' in metrics
             assert b'krea2_stage_seconds_sum{stage="encode_picture"}' in metrics
+
+    run(test())
+
+
+def test_estimates_and_deadlines_count_what_pictures_took_to_encode(run_folder: Path, pictured: Pictured) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
+            (rank,) = fakes.ranks
+            rank.picture_s = 100.0
+            pictured(PIXELS)
+            await client.generate(PROMPT, steps=1)
+            with pytest.raises(QueueFullError, match=r"the request takes about 10[01] s by itself"):
+                await client.generate(PROMPT, steps=1, num_images=2, timeout_s=20)
+            pictured(None)
+            await client.generate(PROMPT, steps=1, num_images=2, timeout_s=20)
+            assert await kept(fakes) == 0
 
     run(test())
 

@@ -46,7 +46,7 @@ class _Rank:
         self._on_build(self.did.count("build"))
         return BuiltPlan(4160, 0.4, None, self.did.count("build"), 1 << 20, 0, 7)
 
-    def execute(self, step: Step) -> SimpleNamespace:
+    def execute(self, step: Step, pixels: object) -> SimpleNamespace:
         self.did.append(f"step {step.number}")
         if step.number == self._last:
             raise _Ended
