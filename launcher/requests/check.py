@@ -15,7 +15,7 @@ from engine.errors import ArgumentError
 from engine.pictures.strength import MOST_SCHEDULE_STEPS, steps_of
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
-from launcher.messages.message_parts import LoraChoice
+from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, usable_seed
 from launcher.pictures.prepared import PreparedPicture
 from launcher.pictures.wanted import check_picture
@@ -65,6 +65,10 @@ class CheckedRequest:
     skipped_steps: int = 0
     strength: float | None = None
     strength_steps: str = "partial"
+    masked: bool = False
+    outpaint: Outpaint | None = None
+    mask_crop: int | None = None
+    mask_feather: int | None = None
     picture: PreparedPicture | None = None
 
     @property
@@ -168,6 +172,10 @@ def check(
         skipped_steps=skipped,
         strength=strength,
         strength_steps=request.strength_steps,
+        masked="mask" in request.pictures,
+        outpaint=request.outpaint,
+        mask_crop=request.mask_crop,
+        mask_feather=request.mask_feather,
         picture=picture,
     )
 

@@ -10,6 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, ParamSpec
 
+import msgspec
+
 import engine
 from launcher.pictures.prepared import PreparedPicture
 from launcher.requests.check import CheckedRequest
@@ -77,6 +79,12 @@ def _settings(request: CheckedRequest, made_with: Mapping[str, Any]) -> dict[str
         "width": width,
         "height": height,
     }
+    if request.strength is not None:
+        settings |= {"strength": request.strength, "strength_steps": request.strength_steps, "masked": request.masked}
+        if request.outpaint is not None:
+            settings["outpaint"] = msgspec.structs.asdict(request.outpaint)
+        around = {"mask_crop": request.mask_crop, "mask_feather": request.mask_feather}
+        settings |= {name: pixels for name, pixels in around.items() if pixels is not None}
     if request.loras:
         hashes = made_with.get("lora_hashes", {})
         settings["loras"] = [

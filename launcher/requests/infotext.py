@@ -55,6 +55,7 @@ def _parameters(made: Mapping[str, Any], loras: list[Mapping[str, Any]]) -> str:
         "Model hash": hashes.get("transformer"),
         "Model": made.get("model"),
         "VAE hash": hashes.get("vae"),
+        "Denoising strength": None if made.get("strength") is None else f"{made['strength']:.12g}",
         "Mu": made.get("mu"),
         "Lora hashes": ", ".join(f"{name}: {short}" for name, short in own.items()) or None,
         "Version": made.get("version"),

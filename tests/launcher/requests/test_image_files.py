@@ -7,15 +7,19 @@ import io
 import json
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import engine
+from engine.pictures.pixels import Pixels
+from launcher.messages.message_parts import Outpaint
+from launcher.pictures.prepared import Patch, PreparedPicture
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image, in_thread
-from launcher.requests.image_metadata import read_infotext
+from launcher.requests.image_metadata import read_infotext, read_made
 from launcher.requests.infotext import infotext
 from tests.launcher.processes import PATIENCE_S
 
@@ -45,8 +49,8 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def written(output_format: str, metadata: bool = True) -> Image.Image:
-    request = replace(REQUEST, output_format=output_format, metadata=metadata)
+def written(output_format: str, metadata: bool = True, **fields: Any) -> Image.Image:
+    request = replace(REQUEST, output_format=output_format, metadata=metadata, **fields)
     image = Image.open(io.BytesIO(encode_image(PIXELS.tobytes(), request, seed=8)))
     image.load()
     return image
@@ -115,3 +119,20 @@ def test_a_small_picture_does_not_wait_for_large_ones() -> None:
         assert await asyncio.gather(*large) == [b"large"] * 64
 
     asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
+
+
+@pytest.mark.parametrize("output_format", ["png", "webp"])
+def test_a_file_that_began_from_a_picture_says_how_and_has_the_answer_s_size(output_format: str) -> None:
+    drawn = Pixels(32, 16, bytes(32 * 16 * 3), bytes(4 * 2))
+    patch = Patch((32, 16), (8, 0, 40, 16), bytes(32 * 16), bytes([9]) * (40 * 16 * 3))
+    picture = PreparedPicture((40, 16), drawn, patch)
+    fields = {"masked": True, "outpaint": Outpaint(left=8), "mask_crop": None, "mask_feather": 4, "picture": picture}
+    image = written(output_format, asked_steps=8, steps=4, skipped_steps=4, strength=0.5, **fields)
+    assert image.size == (40, 16)
+    made = read_made(image)
+    assert made is not None
+    told = {"steps": 8, "strength": 0.5, "strength_steps": "partial", "masked": True, "mask_feather": 4}
+    told |= {"outpaint": {"left": 8, "top": 0, "right": 0, "bottom": 0}, "width": 40, "height": 16}
+    assert {name: made.get(name) for name in told} == told
+    assert "mask_crop" not in made
+    assert ", Denoising strength: 0.5, " in infotext(made)
