@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.pictures.pixels import Pixels
 from engine.pictures.strength import STRENGTH_STEPS, steps_of
-from engine.step import Job
+from engine.step import Adapter, Job
 from engine.step import Picture as StepPicture
 from tests.engine.parity.test_parity import BATCH_TOLERANCE, CAPTION, LATENT_TOLERANCE, MODES, TEXT_TOKENS
 from tests.engine_runs import RankGroups, jobs_of
@@ -207,6 +208,18 @@ def test_strength_0_is_the_picture_encoded_and_decoded(turbo: Path, rank_groups:
         latents = encoded(turbo, rgb)
         tokens = load_pipeline(turbo)._pack_latents(latents[None], 1, 16, 8, 12)
         check(ours, Picture(tokens[0], decoded(turbo, tokens, 96, 64)))
+
+
+def test_a_lora_changes_an_image_of_a_picture_as_if_it_were_merged(rank_groups: RankGroups) -> None:
+    """In a batch with the same picture without it."""
+    file = str(DEMO_LORAS["demo-outlined"])
+    case = Case(Request(CAPTION, 64, 80, 4, seeds=(3,)), Edit(draw_picture(64, 80, 1), draw_mask(64, 80, 3), 0.8))
+    (plain,), pixels = jobs_and_pixels(DEMO_CHECKPOINT, [case])
+    jobs = [plain, replace(plain, job_id=1, loras=((1, 1.0),))]
+    without, ours = rank_groups.run_jobs(DEMO_CHECKPOINT, jobs, adapters=[Adapter(1, file)], pixels=pixels)
+    (merged,) = rank_groups.run_jobs(DEMO_CHECKPOINT, [plain], pixels=pixels, merge_loras=((file, 1.0),))
+    assert relative_error(ours.latents, merged.latents) <= LATENT_TOLERANCE
+    assert relative_error(without.latents, merged.latents) > 100 * LATENT_TOLERANCE
 
 
 def test_bfloat16_is_as_close_to_float32_as_diffusers_is(turbo: Path, rank_groups: RankGroups) -> None:
