@@ -25,7 +25,7 @@ export function settingsLine({ width, height, steps, guidance, seed, loras, ...s
 export function startOf({ image, mask, strength, outpaint }) {
   if (!image) return [];
   const added = Object.entries(outpaint ?? {}).filter(([, pixels]) => pixels);
-  const parts = [`from ${image.name}`, `strength ${strength}`, ...(mask ? ["mask"] : [])];
+  const parts = [`from ${shorten(image.name)}`, `strength ${strength}`, ...(mask ? ["mask"] : [])];
   return [...parts, ...added.map(([side, pixels]) => `${side} +${pixels}`)];
 }
 
@@ -33,6 +33,9 @@ export function startOf({ image, mask, strength, outpaint }) {
 export function fileName({ prompt, seed }, format) {
   return `${nameOf(prompt)}-${seed}.${format === "jpeg" ? "jpg" : format}`;
 }
+
+/** "a-green-triangle-left-of…12.png": its beginning and its end. */
+const shorten = (name) => (name.length > 32 ? `${name.slice(0, 24)}…${name.slice(-7)}` : name);
 
 /** "fox-mask.png" of "fox.jpg". */
 export const maskName = (name) => `${name.replace(/\.\w+$/, "")}-mask.png`;

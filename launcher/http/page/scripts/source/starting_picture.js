@@ -185,7 +185,7 @@ export class StartingPicture {
     element("source-drop").hidden = !this.#isOffered || source !== null;
     element("source-chosen").hidden = source === null;
     for (const part of document.querySelectorAll(".with-source")) part.hidden = source === null;
-    element("mask-feather-field").hidden = !this.#isPart();
+    element("mask-fields").hidden = source === null || !this.#isPart();
     element("mask-crop-field").hidden = this.#mask === null;
     if (source) {
       if (!this.#isOwnStrength) element("strength").value = defaultStrength(this.#isPart());
