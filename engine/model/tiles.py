@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+from engine.config.components import VAEConfig
+
 # The decoder's convolutions look 13 latent pixels far, ever more faintly. Of the OVERLAP pixels that two tiles share,
 # MARGIN on either side are left to the tile that sees further, and the tiles are blended over those in between.
 OVERLAP, MARGIN = 16, 6
+RESNET_REACH = 2  # how many pixels to either side a residual block of the VAE looks, by its two convolutions
 SMALLEST_TILE = 48  # a smaller one would be mostly overlap
 
 
@@ -31,6 +34,17 @@ def divide(length: int, longest: int, overlap: int = OVERLAP) -> Tiles:
     count = math.ceil((length - overlap) / (longest - overlap))
     size = math.ceil((length + (count - 1) * overlap) / count)
     return Tiles(size, tuple(index * (length - size) // (count - 1) for index in range(count)))
+
+
+def encoder_reach(config: VAEConfig) -> int:
+    """Count how many latent pixels to either side of a pixel the encoder looks on its way down, by its convolutions."""
+    before = beyond = 0  # pixels on either side of one at its end, at the level that has been reached
+    for level in reversed(range(len(config.dim_mult))):
+        if level < len(config.dim_mult) - 1:
+            before, beyond = 2 * before, 2 * beyond + 2  # a pixel is made of the 3 that begin with its own
+        before, beyond = (each + RESNET_REACH * config.num_res_blocks for each in (before, beyond))
+    before, beyond = before + 1, beyond + 1  # the first convolution
+    return -(-max(before, beyond - (config.scale_factor - 1)) // config.scale_factor)
 
 
 class Part(NamedTuple):

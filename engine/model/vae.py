@@ -18,9 +18,8 @@ from torch import nn
 from engine.config.components import VAEConfig
 from engine.device.devices import decoding_dtype
 from engine.kernels.upsample import upsample
-from engine.model.tiles import MARGIN, OVERLAP, Tiles, divide
+from engine.model.tiles import MARGIN, OVERLAP, RESNET_REACH, Tiles, divide
 from engine.model.vae_blocks import (
-    RESNET_REACH,
     Conv,
     Image,
     ImageNorm,

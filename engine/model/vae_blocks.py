@@ -17,9 +17,8 @@ from torch import nn
 from engine.config.components import VAEConfig
 from engine.kernels.attention.chunked import chunked_attention
 from engine.kernels.image_norm import add_image_norm_, add_residual_, image_norm
+from engine.model.tiles import RESNET_REACH
 from engine.parallel.row_share import ImageRows
-
-RESNET_REACH = 2  # how many rows up and down a residual block looks, by its two convolutions
 
 
 class VAEHalf(nn.Module):

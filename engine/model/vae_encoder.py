@@ -15,9 +15,8 @@ from torch import nn
 
 from engine.config.components import VAEConfig
 from engine.device.devices import decoding_dtype
-from engine.model.tiles import Part, divide_exactly
+from engine.model.tiles import Part, divide_exactly, encoder_reach
 from engine.model.vae_blocks import (
-    RESNET_REACH,
     Conv,
     Image,
     ImageNorm,
@@ -85,7 +84,7 @@ class VAEEncoder(VAEHalf):
                 return kept.contiguous(memory_format=torch.channels_last)
             if features is None:
                 shape = len(kept), kept.shape[1], height, width
-                features = kept.new_empty(shape).contiguous(memory_format=torch.channels_last)
+                features = torch.empty(shape, dtype=dtype, device=kept.device, memory_format=torch.channels_last)
             top, left = rows.kept.start - down[0].kept.start, columns.kept.start
             features[:, :, top : top + kept.shape[2], left : left + kept.shape[3]] = kept
         assert features is not None
@@ -106,8 +105,7 @@ def _within(part: Part) -> slice:
 
 
 class Encoder(nn.Module):
-    """The encoder's network, in the two parts that `VAEEncoder` runs. reach: how many latent pixels to either side of
-    its own the way down looks."""
+    """The encoder's network, in the two parts that `VAEEncoder` runs. reach: as `encoder_reach` has it."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -124,7 +122,7 @@ class Encoder(nn.Module):
         self.mid_block = MidBlock(widths[-1])
         self.norm_out = ImageNorm(widths[-1], silu=True)
         self.conv_out = Conv(widths[-1], 2 * config.z_dim, 3)
-        self.reach = _reach(config)
+        self.reach = encoder_reach(config)
 
     def down(self, x: torch.Tensor) -> torch.Tensor:
         """Run the layers in which a pixel depends on its surroundings alone: (images, 3, 8h, 8w) → (images, channels,
@@ -148,14 +146,3 @@ class _Downsample(Conv):
     def forward(self, x: torch.Tensor, *, biased: bool = True) -> torch.Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         return F.conv2d(F.pad(x, (0, 1, 0, 1)), weight, bias if biased else None, stride=2)
-
-
-def _reach(config: VAEConfig) -> int:
-    """How many latent pixels beyond its own one at the end of the way down looks, to the side where that is more."""
-    before = beyond = 0  # pixels before a pixel of the last level, and behind it, at the level that has been reached
-    for level in reversed(range(len(config.dim_mult))):
-        if level < len(config.dim_mult) - 1:
-            before, beyond = 2 * before, 2 * beyond + 2
-        before, beyond = (each + RESNET_REACH * config.num_res_blocks for each in (before, beyond))
-    before, beyond = before + 1, beyond + 1  # conv_in
-    return -(-max(before, beyond - (config.scale_factor - 1)) // config.scale_factor)

@@ -18,7 +18,14 @@ from engine.config.engine_config import DIT, DIT_LAYERWISE, OFFLOADS, TEXT_ENCOD
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.model.tiles import SMALLEST_TILE
-from engine.planning.step_memory import batch_bytes, communication_bytes, decode_bytes, encode_bytes, tiled_decode_bytes
+from engine.planning.step_memory import (
+    batch_bytes,
+    communication_bytes,
+    decode_bytes,
+    encode_bytes,
+    picture_encode_bytes,
+    tiled_decode_bytes,
+)
 from engine.planning.weight_bytes import WeightBytes
 
 # 1 / _UNCOUNTED_PART of a budget is left to what is not counted, 1 GB of 16: half of it to what torch allocates (its
@@ -35,8 +42,8 @@ class MemoryPlan:
     sizes: of the rank's weights. offload: as in `EngineConfig`. streamed: the DiT's blocks that are copied to the
     device in every step. prefetch: how many blocks are copied ahead. decode_limit: an image whose decoding would take
     more is decoded in tiles, None for never; tiled: whether one of the default size is. work: what an image of the
-    default size takes beside the weights, while another is decoded. loras: left to LoRAs. communication: taken by NCCL,
-    outside of torch. budget: what the plan may take of the device, None for all of it.
+    default size takes beside the weights, or encoding a picture of it, while another is decoded. loras: left to LoRAs.
+    communication: taken by NCCL, outside of torch. budget: what the plan may take of the device, None for all of it.
     """
 
     sizes: WeightBytes
@@ -186,8 +193,9 @@ def plan_memory(
         sides = [side for side in _TILES if side * model.vae.scale_factor < max(default)]
         limits = [decode_bytes(*decoded), *(tiled_decode_bytes(*decoded, side) for side in sides)]
     decoding = {limit: decode_bytes(*decoded, limit) for limit in (None, *limits)}
+    pictures = {limit: picture_encode_bytes(*decoded, limit) if engine.image_input else 0 for limit in limits}
     longest = model.image_tokens(*default) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
-    before_decoding = sizes.dequantized + max(
+    stepping = max(
         batch_bytes(model, [longest] * (2 if model.default_guidance else 1), engine.degrees, bytes_per_element),
         encode_bytes(model, engine.tp, bytes_per_element),
     )
@@ -203,7 +211,7 @@ def plan_memory(
             prefetch=prefetch,
             decode_limit=limit,
             tiled=decoding[limit] < decoding[None],
-            work=before_decoding + decoding[limit],
+            work=sizes.dequantized + max(stepping, pictures[limit]) + decoding[limit],
             loras=engine.lora_memory or 0,
             communication=communication,
         )

@@ -7,13 +7,14 @@ widest point, and are meant to be a little too high. `bytes_per_element` is that
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX_TOKENS, SUFFIX_TOKENS
 from engine.config.degrees import EXCHANGING, Degrees
 from engine.config.model_config import ModelConfig
-from engine.model.tiles import SMALLEST_TILE, divide
+from engine.model.tiles import SMALLEST_TILE, divide, encoder_reach
 from engine.planning.work_division import UNEVEN, forward_passes
 
 # Tokens in one forward of the text encoder, which bounds what that allocates: one prompt of the greatest length, or
@@ -93,12 +94,9 @@ def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element
 def tile_side(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None) -> int | None:
     """Choose the longest side of tiles, in latent pixels, with which decoding an image allocates no more than `most`
     bytes, or as little as it can; None: whole, since that is no more than `most`, or the image is a tile itself."""
-    longest = max(width, height) // config.vae.scale_factor
-    if most is None or longest <= SMALLEST_TILE or decode_bytes(config, width, height, bytes_per_element) <= most:
-        return None
-    sides = range(longest - 1, SMALLEST_TILE, -1)
-    fitting = (side for side in sides if tiled_decode_bytes(config, width, height, bytes_per_element, side) <= most)
-    return next(fitting, SMALLEST_TILE)
+    whole = partial(decode_bytes, config, width, height, bytes_per_element)
+    tiled = partial(tiled_decode_bytes, config, width, height, bytes_per_element)
+    return _largest_fitting(max(width, height) // config.vae.scale_factor, most, whole, tiled)
 
 
 def tiled_decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, side: int) -> int:
@@ -133,6 +131,52 @@ def _levels_bytes(config: ModelConfig, image_pixels: int, bytes_per_element: int
 
 def _picture_bytes(width: int, height: int) -> int:
     return width * height * 3 * 3 * _FLOAT32  # three at once: in [0, 1], times 255, and rounded
+
+
+def picture_encode_bytes(
+    config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None
+) -> int:
+    """Add up what encoding one picture allocates on a rank that does it, as `decode_bytes` does for decoding. That may
+    be while a step runs and an image is decoded."""
+    side = picture_tile_side(config, width, height, bytes_per_element, most)
+    return _tiled_encode_bytes(config, width, height, bytes_per_element, side or max(width, height))
+
+
+def picture_tile_side(
+    config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None
+) -> int | None:
+    """Choose the tiles in which a picture is encoded, as `tile_side` does those in which an image is decoded."""
+    whole = partial(picture_encode_bytes, config, width, height, bytes_per_element)
+    tiled = partial(_tiled_encode_bytes, config, width, height, bytes_per_element)
+    return _largest_fitting(max(width, height) // config.vae.scale_factor, most, whole, tiled)
+
+
+def _tiled_encode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, side: int) -> int:
+    vae, e = config.vae, bytes_per_element
+    scale, overlap = vae.scale_factor, 2 * encoder_reach(vae)
+    latents, channels = width * height // scale**2, vae.base_dim * vae.dim_mult[-1]
+    across, down = divide(width // scale, side, overlap), divide(height // scale, side, overlap)
+    tile = across.size * down.size * scale**2  # its pixels
+    # the way down: what is done of its result, a tile's pixels as they are and channels_last, and its levels
+    way_down = latents * channels * e + tile * 3 * 2 * e
+    incoming = vae.base_dim
+    levels = 0
+    for level, multiplier in enumerate(vae.dim_mult):  # as in `_levels_bytes`; what halves an image takes less
+        outgoing = vae.base_dim * multiplier
+        levels = max(levels, tile // 4**level * max(incoming, outgoing) * (5 * e + _FLOAT32))
+        incoming = outgoing
+    middle = latents * channels * (5 * e + _FLOAT32) + tile * vae.base_dim * _FLOAT32  # `VAEEncoder.score_bytes`
+    return width * height * 3 * (1 + _FLOAT32) + max(way_down + levels, middle)  # the picture's bytes, and in [-1, 1]
+
+
+def _largest_fitting(
+    longest: int, most: int | None, whole: Callable[[], int], tiled: Callable[[int], int]
+) -> int | None:
+    """The longest side of tiles that take no more than `most` bytes, or the smallest one, of a picture with a side of
+    `longest`; None: whole. whole, tiled: tell what that takes, and what tiles of a side do."""
+    if most is None or longest <= SMALLEST_TILE or whole() <= most:
+        return None
+    return next((side for side in range(longest - 1, SMALLEST_TILE, -1) if tiled(side) <= most), SMALLEST_TILE)
 
 
 def encode_bytes(config: ModelConfig, tp: int, bytes_per_element: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ TEXT_ENCODER = "text_encoder/model.safetensors"
 VAE = "vae/diffusion_pytorch_model.safetensors"
 
 
-def load(folder: Path) -> Rank:
-    return Rank(EngineConfig(model=str(folder), device="cpu"), Mesh(), torch.device("cpu"))
+def load(folder: Path, **options: Any) -> Rank:
+    return Rank(EngineConfig(model=str(folder), device="cpu", **options), Mesh(), torch.device("cpu"))
 
 
 def refusal(folder: Path) -> str:

@@ -37,10 +37,12 @@ def load(**options: str) -> Rank:
 
 
 def states(rank: Rank) -> dict[str, torch.Tensor]:
-    assert rank.model.vae is not None
+    model = rank.model
+    assert model.vae is not None
+    assert model.vae_encoder is not None
     return {
         f"{number}.{name}": tensor
-        for number, module in enumerate((rank.model.transformer, rank.model.text_encoder, rank.model.vae))
+        for number, module in enumerate((model.transformer, model.text_encoder, model.vae, model.vae_encoder))
         for name, tensor in module.state_dict().items()
     }
 

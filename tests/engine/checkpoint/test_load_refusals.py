@@ -28,6 +28,21 @@ def test_a_missing_tensor_is_named(damaged: Path, file: str, name: str) -> None:
     assert refusal(damaged).startswith(f"{file}: {name}: tensor is missing, expected (")
 
 
+@pytest.mark.parametrize("name", ["encoder.conv_in.weight", "encoder.down_blocks.1.resample.1.bias", "quant_conv.bias"])
+def test_a_vae_without_an_encoder_is_refused_where_pictures_may_go_in(damaged: Path, name: str) -> None:
+    rewrite_tensors(damaged / VAE, lambda tensors: tensors.pop(name))
+    what = "tensor is missing, which encodes the pictures that go in (--no-image-input does without them), expected ("
+    assert refusal(damaged).startswith(f"{VAE}: {name}: {what}")
+    assert load(damaged, image_input=False).model.vae_encoder is None
+
+
+@pytest.mark.parametrize("name", ["encoder.extra", "encoder.down_blocks.11.conv1.bias"])
+def test_an_extra_tensor_of_the_encoder_is_named_where_pictures_may_go_in(damaged: Path, name: str) -> None:
+    rewrite_tensors(damaged / VAE, lambda tensors: tensors.update({name: torch.zeros(3)}))
+    assert refusal(damaged) == f"{VAE}: {name}: tensor does not belong to this model"
+    load(damaged, image_input=False)
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [

@@ -109,6 +109,27 @@ def test_the_dit_is_there_while_images_are_made_and_the_decoder_while_one_is_dec
     assert offload.ledger.resident == idle
 
 
+def test_the_encoder_is_there_while_a_picture_is_encoded_and_gives_the_same() -> None:
+    pixels = torch.rand(1, 3, 32, 48) * 2 - 1
+    latents = []
+    for offload in ((), (VAE,)):
+        model = make_rank(offload=offload).model
+        assert model.vae_encoder is not None
+        ledger, absent = model.offload.ledger, model.offload.vae_encoder.absent
+        whole = sum(parameter.nbytes for parameter in model.vae_encoder.parameters())
+        assert absent > 0.95 * whole if offload else absent == 0
+        idle = ledger.resident
+        with model.offload.vae_encoder, torch.inference_mode():
+            latents.append(model.vae_encoder(pixels))
+            assert ledger.resident == idle + absent
+            assert model.offload.vae_encoder.absent == 0
+        assert ledger.resident == idle
+        assert ledger.peak <= model.offload.plan.weights
+        assert absent + model.offload.vae.absent <= model.offload.plan.host
+        model.offload.close()
+    assert torch.equal(*latents)
+
+
 def test_a_component_that_has_no_room_is_not_there_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     rank = make_rank(offload=(DIT,))
     ledger, absent = rank.model.offload.ledger, rank.model.offload.dit.absent

@@ -9,17 +9,24 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.engines.real_size import KREA2
+from bench.engines.real_size import KREA2, RandomWeights
 from engine.checkpoint.files.stored import WeightFormat
 from engine.checkpoint.weight_format import ParameterFormat
 from engine.config.degrees import Degrees
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE, EngineConfig
 from engine.errors import ArgumentError
-from engine.planning.memory_plan import MemoryPlan, plan_memory, shown, slot_bytes, spread
-from engine.planning.step_memory import communication_bytes, decode_bytes, encode_bytes, step_bytes
+from engine.planning.memory_plan import MemoryPlan, plan_checkpoint, plan_memory, shown, slot_bytes, spread
+from engine.planning.step_memory import (
+    communication_bytes,
+    decode_bytes,
+    encode_bytes,
+    picture_encode_bytes,
+    step_bytes,
+)
 from engine.planning.weight_bytes import WeightBytes
 
 # bfloat16, as `krea2 info` shows them: 12.8 and 4.0 billion parameters
@@ -42,6 +49,7 @@ weight_bytes = st.builds(
     text_layers=st.lists(sizes, min_size=1, max_size=8).map(tuple),
     text_rest=sizes,
     vae=sizes,
+    vae_encoder=sizes,
     small=sizes,
     dequantized=st.integers(0, 10**8),
 )
@@ -66,6 +74,34 @@ def cost(plan: MemoryPlan) -> tuple[bool, int]:
     """Whether copies are waited for, and the bytes that are copied for an image."""
     copied = plan.copied_per_step * KREA2.default_steps + plan.copied_per_prompt
     return plan.prefetch == 0 and copied > 0, copied
+
+
+def test_the_encoder_counts_where_pictures_may_go_in() -> None:
+    weights = RandomWeights(KREA2, torch.device("cpu"))
+    with_it, without = (
+        plan_checkpoint(weights, EngineConfig(model="krea", image_input=image_input), 2, budget=None)
+        for image_input in (True, False)
+    )
+    assert without.sizes.vae_encoder == 0
+    assert with_it.sizes.vae_encoder == pytest.approx(2 * 19_300_000, rel=0.01)
+    assert with_it.weights - without.weights == pytest.approx(with_it.sizes.vae_encoder, abs=10**5)  # and small ones
+    assert with_it.host == without.host == 0
+    offloaded = plan_checkpoint(weights, EngineConfig(model="krea", offload=(VAE,)), 2, budget=None)
+    assert offloaded.host == with_it.sizes.vae + with_it.sizes.vae_encoder
+    assert offloaded.weights == with_it.weights  # both may be there at a time
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(None, True), (300_000_000, False)])
+def test_work_is_a_step_or_the_encoding_of_a_picture_in_turn(limit: int | None, counts: bool) -> None:
+    """Whichever takes more, the picture in tiles as an image is decoded."""
+    size = KREA2.default_width, KREA2.default_height
+    with_it, without = (
+        plan_memory(KREA2, BFLOAT16, EngineConfig(vae_memory=limit, image_input=image_input), 2).work
+        - decode_bytes(KREA2, *size, 2, limit)
+        for image_input in (True, False)
+    )
+    assert with_it == max(without, picture_encode_bytes(KREA2, *size, 2, limit))
+    assert (with_it > without) is counts
 
 
 @given(weight_bytes, st.integers(1, 60 * GB), offloads, prefetches)
@@ -122,7 +158,7 @@ def test_weights_are_what_stays_and_the_places_of_what_comes_and_goes(
     plan = make_plan(weights, None, offload=(DIT_LAYERWISE, TEXT_ENCODER), prefetch=prefetch)
     ahead = 1 if prefetch is None else prefetch
     slots = sum(min(ahead + 1, len(blocks)) * max(blocks) for blocks in (weights.dit_blocks, weights.text_layers))
-    assert plan.weights == slots + weights.dit_rest + weights.vae + weights.small
+    assert plan.weights == slots + weights.dit_rest + weights.both_vae_halves + weights.small
     assert plan.host == sum(weights.dit_blocks) + sum(weights.text_layers) + weights.text_rest
     assert make_plan(weights, None).weights == weights.total
 

@@ -59,9 +59,9 @@ def refusal(room: Room, **options: Any) -> str:
             id="a CPU with swap",
         ),
         pytest.param(
-            replace(LAPTOP, ranks=2, host=75 * GB, total=80 * GB),
+            replace(LAPTOP, ranks=2, host=78 * GB, total=80 * GB),
             {"sp": 2},
-            "the model needs 134.30 GB of this machine's memory for the weights of its 2 ranks in float32, and 75.00 "
+            "the model needs 134.30 GB of this machine's memory for the weights of its 2 ranks in float32, and 78.00 "
             "GB are available",
             [
                 "--dtype bfloat16 (67.16 GB)",

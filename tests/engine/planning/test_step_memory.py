@@ -18,12 +18,17 @@ from engine.config.chat_template import MAX_PROMPT_TOKENS, SUFFIX_TOKENS
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
+from engine.device.devices import decoding_dtype
+from engine.model.tiles import divide_exactly
 from engine.model.vae import VAEDecoder
+from engine.model.vae_encoder import VAEEncoder
 from engine.parallel.mesh import Mesh
 from engine.planning.step_memory import (
     DecodeMemory,
     decode_bytes,
     encode_bytes,
+    picture_encode_bytes,
+    picture_tile_side,
     step_bytes,
     tile_side,
     tiled_decode_bytes,
@@ -31,6 +36,7 @@ from engine.planning.step_memory import (
 from engine.rank.rank import Rank
 from engine.step import Job, Step
 from tests.cpu_kinds import DECODINGS, pretend
+from tests.engine.model.test_vae_encoder import encode, encoder_of, random_weights
 
 DEMO = ModelConfig.from_folder(DEMO_CHECKPOINT)
 TEXT_TOKENS = 20
@@ -86,6 +92,30 @@ def test_decoding_allocates_no_more_than_the_arithmetic_says(
     assert 0.4 * estimate < peak <= estimate
 
 
+@pytest.mark.parametrize(("dtype", "native_bfloat16"), DECODINGS)
+@pytest.mark.parametrize("part", [None, 0.5])
+def test_encoding_a_picture_allocates_no_more_than_the_arithmetic_says(
+    monkeypatch: pytest.MonkeyPatch, dtype: str, native_bfloat16: bool, part: float | None
+) -> None:
+    """Whole, and in the tiles that half of that allows."""
+    pretend(monkeypatch, native_bfloat16=native_bfloat16)
+    weights = random_weights({"base_dim": 8, "dim_mult": (1, 2, 4, 4)})
+    vae = encoder_of(weights, dtype=getattr(torch, dtype))
+    width, height, e = 768, 448, decoding_dtype(CPU, vae.quant_conv.weight.dtype).itemsize
+    whole = picture_encode_bytes(weights.config, width, height, e)
+    limit = None if part is None else int(part * whole)
+    side = picture_tile_side(weights.config, width, height, e, limit)
+    assert (side is None) is (limit is None)
+    rgb = torch.zeros((height, width, 3), dtype=torch.uint8)
+
+    def work() -> None:
+        pixels = rgb.clone().permute(2, 0, 1)[None].float().div_(127.5).sub_(1)
+        encode(vae, pixels, tile=side)
+
+    estimate = picture_encode_bytes(weights.config, width, height, e, limit)
+    assert 0.4 * estimate < peak_bytes(work) <= estimate <= (limit or whole)
+
+
 @pytest.mark.parametrize("native_bfloat16", [False, True])
 def test_tiles_and_plans_go_by_what_images_are_decoded_in(
     monkeypatch: pytest.MonkeyPatch, native_bfloat16: bool
@@ -132,6 +162,32 @@ def test_scores_of_the_middle_fit_into_what_the_levels_after_it_take(
     assert images + room + sums <= estimate
 
 
+@settings(max_examples=100)
+@given(
+    base=st.integers(1, 12),
+    multipliers=st.sampled_from([(1, 2, 4, 4), (1, 1, 1, 1), (4, 2, 2, 1), (1, 8, 8, 8)]),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    element=st.sampled_from([2, 4]),
+    limit=st.none() | st.integers(1, 10**9),
+)
+def test_scores_of_the_encoders_middle_fit_into_what_is_reckoned(
+    base: int, multipliers: tuple[int, ...], height: int, width: int, element: int, limit: int | None
+) -> None:
+    """As of the decoder's middle."""
+    config = replace(DEMO, vae=replace(DEMO.vae, base_dim=8 * base, dim_mult=multipliers))
+    with torch.device("meta"):
+        vae = VAEEncoder(config.vae)
+    latents = height * 8, width * 8
+    size = latents[1] * 8, latents[0] * 8
+    tile = picture_tile_side(config, *size, element, limit)
+    seen = [divide_exactly(slice(0, length), length, vae.encoder.reach, tile)[0].seen.stop for length in latents]
+    pixels, channels, room = math.prod(latents), 8 * base * multipliers[-1], vae.score_bytes(*seen)
+    images = 6 * pixels * channels * element
+    sums = min(4096, pixels, room // (pixels * (4 + element))) * (channels + 1) * 4
+    assert images + room + sums <= picture_encode_bytes(config, *size, element, limit)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("width", "height"), [(512, 512), (1024, 1024), (2048, 2048)])
 def test_decoding_at_the_real_size_on_a_gpu_allocates_no_more_than_the_arithmetic_says(width: int, height: int) -> None:
@@ -149,6 +205,24 @@ def test_decoding_at_the_real_size_on_a_gpu_allocates_no_more_than_the_arithmeti
     peak = torch.cuda.max_memory_allocated() - before
     estimate = decode_bytes(config, width, height, 2)
     assert 0.4 * estimate < peak <= estimate
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("width", "height"), [(512, 512), (1024, 1024), (2048, 2048)])
+def test_encoding_at_the_real_size_on_a_gpu_allocates_no_more_than_the_arithmetic_says(width: int, height: int) -> None:
+    weights = random_weights({"base_dim": 96, "dim_mult": (1, 2, 4, 4), "num_res_blocks": 2})
+    vae = encoder_of(weights, "cuda", torch.bfloat16)
+    pixels = torch.zeros((1, 3, height, width), device="cuda")
+    for limit in (None, picture_encode_bytes(weights.config, width, height, 2) // 2):
+        tile = picture_tile_side(weights.config, width, height, 2, limit)
+        with torch.inference_mode():
+            vae.warm_up(pixels, tile=tile)
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() - pixels.nbytes
+            vae(pixels, tile=tile)
+        peak = torch.cuda.max_memory_allocated() - before
+        estimate = picture_encode_bytes(weights.config, width, height, 2, limit)
+        assert 0.4 * estimate < peak <= estimate
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -128,6 +128,17 @@ def test_info_shows_parameters_and_bytes_of_each_rank(krea2: Krea2) -> None:
     assert len(re.findall(r"\d+\.\d+ MB", total)) == 2
 
 
+def test_info_counts_the_encoder_with_and_without(krea2: Krea2) -> None:
+    totals = []
+    for options in ((), ("--no-image-input",)):
+        code, stdout, stderr = krea2("info", "demo", *options)
+        assert (code, stderr) == (0, "")
+        rows = {line[:16].strip(): line[16:].split() for line in stdout.splitlines() if line.endswith(" MB")}
+        assert ("vae encoder" in rows) is (not options)
+        totals.append(int(rows["total"][0].replace(",", "")))
+    assert totals[0] - totals[1] == 383_968
+
+
 def test_info_shows_whole_weights_on_ranks_that_share_tokens(krea2: Krea2) -> None:
     code, stdout, stderr = krea2("info", "demo", "--sp", "4")
     assert (code, stderr) == (0, "")
