@@ -193,6 +193,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.cli": {
         *_CHILDREN,
+        "launcher.parameters",
         "launcher.pictures",
         "launcher.cli.options",
         "launcher.client",

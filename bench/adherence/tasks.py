@@ -20,7 +20,7 @@ from bench.measure.output import append_json, print_table
 from launcher import launch
 
 PROMPTS = 200
-BARS = {"inpaint": 0.9, "img2img": 0.6}
+BARS = {"inpaint": 0.9, "img2img": 0.8}
 SHEET_EDITS, SHEET_COLUMNS = 12, 6
 _SHOWN_WRONG = 20
 _HEADER = ("right", "of", "share", "95% interval")

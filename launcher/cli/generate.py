@@ -19,6 +19,7 @@ from launcher.cli.explain import ExplainedCommand, Explaining, explain_option
 from launcher.cli.options.as_typed import LineError
 from launcher.cli.options.engine_options import configure_engine, engine_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
+from launcher.cli.pictures import Pictures, picture_options
 from launcher.cli.progress import GenerateProgress
 from launcher.cli.prompts import Asked, collect
 from launcher.messages.client_messages import Accepted, Generate, Progress
@@ -57,6 +58,7 @@ _SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height", "o
     "--height", type=WHOLE_NUMBER, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]"
 )
 @click.option("--size", metavar="WIDTHxHEIGHT", help="Both in one, as 1024x768; a number alone is a square.")
+@picture_options
 @click.option("--num-images", type=WHOLE_NUMBER, default=1, help="For each prompt.")
 @click.option(
     "--seed", type=WHOLE_NUMBER, help="Image k of a call uses seed + k; -1 draws one.  [default: drawn, and reported]"
@@ -92,11 +94,13 @@ def generate(
     Examples:
       krea2 generate "a red heart on a white background"
       krea2 generate "a fox" "an owl" --model krea/Krea-2-Turbo --size 1024x768 -o images/{prompt}.png
+      krea2 generate "a red fox" --model krea/Krea-2-Turbo --image fox.jpg --mask mask.png
       krea2 generate --prompts prompts.txt -o images/{index:03}-{seed}.jpg
     """
     asked = collect(prompts, prompt, prompts_file)
     settings = {name: options[name] for name in _SETTINGS} | {"num_images": num_images, "metadata": not no_metadata}
     settings["explain"] = explain is not None
+    pictures = Pictures(options, [each.pictures for each in asked], prompts_file)
     if size is not None:
         given = {"size": size, "width": options["width"], "height": options["height"]}
         try:
@@ -108,17 +112,18 @@ def generate(
     asked_seed = draw_seed() if seed is None or seed == RANDOM_SEED else seed
 
     def workload(model: ModelConfig, limits: Limits) -> Workload:
-        first_seed = usable_seed(asked_seed, limits)
-        checked = _check(_make_requests(asked, names, settings, first_seed, loras=()), asked, size, model, limits)
+        requests = _make_requests(asked, names, pictures, settings, usable_seed(asked_seed, limits), loras=())
+        checked = _check(requests, asked, pictures, size, model, limits)
         sizes = dict.fromkeys((each.width, each.height) for each in checked)
         return Workload(tuple(sizes), any(each.guidance > 0 for each in checked))
 
-    config, model = configure_engine(options | {"warm_up": False}, workload)
+    config, model = configure_engine(options | {"warm_up": False, "image_input": pictures.loads_encoder}, workload)
     first_seed = usable_seed(asked_seed, config.limits)
     reduced = () if first_seed == asked_seed else (describe_seed(asked_seed, first_seed, config.limits),)
     loaded = {lora.name: lora.strength for lora in config.loras}
-    requests = _make_requests(asked, names, settings, first_seed, loras=tuple(loaded))
-    checked = _check(requests, asked, size, model, config.limits, loaded)
+    requests = _make_requests(asked, names, pictures, settings, first_seed, loras=tuple(loaded))
+    with closing(pictures):
+        checked = _check(requests, asked, pictures, size, model, config.limits, loaded)
     requests = [replace(request, seed=each.seed) for request, each in zip(requests, checked, strict=True)]
     paths = _name_images(requests, asked, names)
     try:
@@ -147,19 +152,26 @@ def generate(
                 if one.parameters.get("seed") == RANDOM_SEED:
                     progress.print(f"seed of {one.where}: {request.seed}")
             ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
-            client.run(_make_images(client.asynchronous, requests, paths, progress, explaining, ahead=ahead))
+            making = _make_images(client.asynchronous, requests, pictures, paths, progress, explaining, ahead=ahead)
+            client.run(making)
             progress.end([each.seed + index for each in checked for index in range(each.num_images)])
 
 
 def _make_requests(
-    asked: Sequence[Asked], names: Sequence[OutputName], settings: Mapping[str, Any], seed: int, *, loras: Sequence[str]
+    asked: Sequence[Asked],
+    names: Sequence[OutputName],
+    pictures: Pictures,
+    settings: Mapping[str, Any],
+    seed: int,
+    *,
+    loras: Sequence[str],
 ) -> list[Generate]:
     """Make a request of each prompt. Images have the seeds from `seed` on, but for those whose line names one."""
     requests: list[Generate] = []
     images = 0
     for index, (each, name) in enumerate(zip(asked, names, strict=True)):
         own = {"loras": tuple(LoraChoice(name=lora) for lora in loras), "seed": seed + images}
-        fields: dict[str, Any] = {**own, **settings, **each.parameters}
+        fields: dict[str, Any] = {**own, **settings, **pictures.parameters(index), **each.parameters}
         if each.parameters.get("seed") == RANDOM_SEED:
             fields["seed"] = draw_seed()
         requests.append(Generate(request_id=f"prompt-{index}", prompt=each.prompt, output_format=name.format, **fields))
@@ -170,6 +182,7 @@ def _make_requests(
 def _check(
     requests: Sequence[Generate],
     asked: Sequence[Asked],
+    pictures: Pictures,
     size: str | None,
     model: ModelConfig,
     limits: Limits,
@@ -179,9 +192,11 @@ def _check(
     from launcher.requests.check import check
 
     checked = []
-    for request, each in zip(requests, asked, strict=True):
+    for index, (request, each) in enumerate(zip(requests, asked, strict=True)):
         try:
-            checked.append(check(request, model, limits, drawn_seed=0, loras=loras))
+            check(request, model, limits, drawn_seed=0, loras=loras)  # before a picture is looked at
+            picture = pictures.lay_out(index, request, model, limits)
+            checked.append(check(request, model, limits, drawn_seed=0, loras=loras, picture=picture))
         except ArgumentError as error:
             said = each.explain(error)
             if said is error and size is not None and error.parameter in ("width", "height"):
@@ -213,6 +228,7 @@ def _name_images(requests: Sequence[Generate], asked: Sequence[Asked], names: Se
 async def _make_images(
     client: AsyncClient,
     requests: list[Generate],
+    pictures: Pictures,
     paths: list[Path],
     progress: GenerateProgress,
     explaining: Explaining,
@@ -224,10 +240,10 @@ async def _make_images(
 
     turn = asyncio.Semaphore(ahead)
 
-    async def make(request: Generate, request_paths: list[Path]) -> None:
+    async def make(index: int, request: Generate, request_paths: list[Path]) -> None:
         steps_done = 0
         async with turn:
-            async for event in client.follow(request):
+            async for event in client.follow(request, await asyncio.to_thread(pictures.read, index)):
                 if isinstance(event, Accepted):
                     progress.warn(event.warnings)
                 elif isinstance(event, Progress):
@@ -241,4 +257,5 @@ async def _make_images(
                     explaining.add(event)
 
     rest = iter(paths)
-    await asyncio.gather(*(make(request, list(islice(rest, request.num_images))) for request in requests))
+    each = (make(index, one, list(islice(rest, one.num_images))) for index, one in enumerate(requests))
+    await asyncio.gather(*each)

@@ -23,6 +23,7 @@ from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.made import describe_picture, is_picture
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import given, model_argument, table_options
 from launcher.cli.options.numbers import WHOLE_NUMBER
@@ -66,9 +67,13 @@ def info(
     """Show what a model holds, in which files and formats, and the bytes of each rank; with --memory-budget or
     --offload also the plan of what lies where, with --parallel auto the time of each mode's step.
 
-    MODEL and the options are as for serve; MODEL may also be a single file of any part of a model, by itself.
+    MODEL and the options are as for serve; MODEL may also be a single file of any part of a model, by itself, or a
+    picture, of which is shown what made it.
     """
     options = given(engine_options)
+    if is_picture(options.get("model")):
+        say(describe_picture(Path(options["model"])))
+        return
     choose = is_auto(options)
     for name, value in (("gpus", gpus), ("size", sizes or None)):
         if value is not None and not choose:

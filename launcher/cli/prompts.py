@@ -15,18 +15,20 @@ import click
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.errors import ArgumentError
 from launcher.cli.options.as_typed import LineError
-from launcher.messages.message_parts import LoraChoice
+from launcher.cli.pictures import STDIN
+from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.messages.parameter_names import ALIASES, SYNONYMS, in_own_names, read
+from launcher.parameters.values import PICTURES
 from launcher.requests.output_files import FORMATS, OutputName
 from launcher.setup.nearest import nearest
 
 MAX_BYTES = 64 * 2**20  # of a file of prompts
 _LISTS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml")
-_TEXTS = ("prompt", "negative_prompt", "output")
+_TEXTS = ("prompt", "negative_prompt", "output", "strength_steps", *PICTURES)
 _LORAS = 'a list, as ["NAME", {"name": "NAME", "strength": 0.8}]'
 _KNOWN = (
     *_TEXTS, "seed", "steps", "guidance", "width", "height", "size", "num_images", "mu", "loras", "output_compression",
-    "metadata", "priority", "timeout_s", *ALIASES,
+    "metadata", "priority", "timeout_s", "strength", "outpaint", "mask_crop", "mask_feather", *ALIASES,
 )  # fmt: skip
 
 
@@ -34,8 +36,8 @@ _KNOWN = (
 class Asked:
     """A prompt, with what its line of a file says of it.
 
-    parameters: fields of `Generate`; given: under the names of the line. where: the line, for errors; None if there is
-    no file.
+    parameters: fields of `Generate`; given: under the names of the line. pictures: paths of those that it is drawn
+    from, by parameter. where: the line, for errors; None if there is no file.
     """
 
     prompt: str
@@ -44,6 +46,7 @@ class Asked:
     given: Mapping[str, Any] = field(default_factory=dict)
     output: str | None = None
     warnings: tuple[str, ...] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
 
     def name_images(self, name: OutputName) -> OutputName:
         """The name of its files: its own, or that of the command. Raises `LineError`."""
@@ -57,7 +60,7 @@ class Asked:
         name = error.parameter
         if self.where is None and name == "prompt":
             return LineError(error.message.replace("prompt", "PROMPT", 1), parameter=name)
-        if self.where is None or name not in {*self.parameters, "prompt", "output"} or name is None:
+        if self.where is None or name not in {*self.parameters, *self.pictures, "prompt", "output"} or name is None:
             return error
         message = error.message
         alias = next((alias for alias, own in SYNONYMS.items() if own == name and alias in self.given), name)
@@ -88,7 +91,7 @@ def _ask_about(prompt: str) -> None:
     """Refuse a prompt that looks like the name of something, and say what to write if it is one, and if it is not."""
     suffix = Path(prompt).suffix.lower()
     anyway = f"; to draw this very text: --prompt {prompt}"
-    if prompt == "-":
+    if prompt == STDIN:
         raise ArgumentError(f"is - a prompt? To read prompts from stdin, a line each: --prompts -{anyway}")
     if prompt in DEMO_CHECKPOINTS or prompt.lower().startswith("krea/"):
         raise ArgumentError(f"is {prompt!r} a prompt? To draw with that model: --model {prompt}{anyway}")
@@ -111,17 +114,18 @@ def _ask_about(prompt: str) -> None:
 def _read(file: str) -> Iterator[Asked]:
     """Read the prompts of a file, or of stdin for `-`: each line that is not blank is one, or an object in JSON if the
     first begins with a brace; or the whole is JSON, a list of both or one object. Raises `ArgumentError`."""
-    shown = "stdin" if file == "-" else file
+    shown = "stdin" if file == STDIN else file
     text = _decode(_bytes_of(file), shown)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     whole = _whole(text, file, lines[0][1].strip()) if lines else []
     if not lines or whole == []:
         raise ArgumentError(f"{shown}: there is no prompt in it", parameter="prompts")
+    folder = os.path.dirname(file) or os.curdir
     if whole is not None:
-        return (_ask(given, f"{shown}, prompt {number}") for number, given in enumerate(whole, 1))
+        return (_ask(given, f"{shown}, prompt {number}", folder) for number, given in enumerate(whole, 1))
     if not lines[0][1].lstrip().startswith("{"):
         return (Asked(line.removesuffix("\r"), f"{shown}, line {number}") for number, line in lines)
-    return (_parse(line, f"{shown}, line {number}") for number, line in lines)
+    return (_parse(line, f"{shown}, line {number}", folder) for number, line in lines)
 
 
 def _whole(text: str, file: str, first: str) -> list[Any] | None:
@@ -140,7 +144,7 @@ def _whole(text: str, file: str, first: str) -> list[Any] | None:
 
 def _bytes_of(file: str) -> bytes:
     try:
-        if file != "-":
+        if file != STDIN:
             with open(file, "rb") as stream:
                 data = stream.read(MAX_BYTES + 1)
         else:
@@ -167,7 +171,7 @@ def _decode(data: bytes, shown: str) -> str:
         raise LineError(f"{shown}, line {line}: is no text in UTF-8", parameter="prompts") from None
 
 
-def _parse(line: str, where: str) -> Asked:
+def _parse(line: str, where: str, folder: str) -> Asked:
     """Read a line that is an object in JSON. Raises `LineError`."""
     problem = f"{where}: is no object in JSON, as the first line is"
     try:
@@ -176,11 +180,12 @@ def _parse(line: str, where: str) -> Asked:
         raise LineError(f"{problem}: {error}", parameter="prompts") from None
     if not isinstance(given, dict):
         raise LineError(problem, parameter="prompts")
-    return _ask(given, where)
+    return _ask(given, where, folder)
 
 
-def _ask(given: Any, where: str) -> Asked:
-    """Take a prompt, or an object with the parameters of a request. Raises `LineError`."""
+def _ask(given: Any, where: str, folder: str) -> Asked:
+    """Take a prompt, or an object with the parameters of a request, in which paths of pictures begin in `folder`.
+    Raises `LineError`."""
 
     def wrong(problem: str) -> LineError:
         return LineError(f"{where}: {problem}", parameter="prompts")
@@ -194,6 +199,9 @@ def _ask(given: Any, where: str) -> Asked:
         if unknown := next((name for name in named if name not in _KNOWN), None):
             close = nearest(unknown, _KNOWN)
             raise wrong(f"unknown parameter {unknown[:60]!a}" + (f": did you mean {close}?" if close else ""))
+        for name in PICTURES:
+            if isinstance(named.get(name), list) and len(named[name]) == 1:  # as programs name several
+                named[name] = named[name][0]
         for name in _TEXTS:
             if not isinstance(named.get(name, ""), str):
                 raise wrong(ArgumentError.of(name, "text", named[name]).message)
@@ -206,7 +214,10 @@ def _ask(given: Any, where: str) -> Asked:
         if not isinstance(own["loras"], list):
             raise wrong(ArgumentError.of("loras", _LORAS, own["loras"]).message)
         own["loras"] = tuple(_lora(each, index, wrong) for index, each in enumerate(own["loras"]))
-    return Asked(own.pop("prompt"), where, own, given, own.pop("output", None), ignored + warnings)
+    if "outpaint" in own:
+        own["outpaint"] = Outpaint(**own["outpaint"])
+    pictures = {name: os.path.join(folder, own.pop(name)) for name in PICTURES if name in own}
+    return Asked(own.pop("prompt"), where, own, given, own.pop("output", None), ignored + warnings, pictures)
 
 
 def _lora(choice: Any, index: int, wrong: Any) -> LoraChoice:

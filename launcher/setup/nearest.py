@@ -14,7 +14,18 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
 from engine.config.engine_config import PARTS
 
 MODELS = ("krea/Krea-2-Turbo", "krea/Krea-2-Raw", *DEMO_CHECKPOINTS)
-_PATHS = ("model", *PARTS, "loras", "lora_dir", "prompts_file", "api_key_file", "key_limits", "rpc_keys")
+_PATHS = (
+    "model",
+    *PARTS,
+    "loras",
+    "lora_dir",
+    "prompts_file",
+    "image",
+    "mask",
+    "api_key_file",
+    "key_limits",
+    "rpc_keys",
+)
 _SHOWN = 40  # characters at the end of a path, which each error has
 _MOST_NAMES = 10_000  # of a folder that are looked at
 

@@ -27,7 +27,8 @@ class Example:
 
 
 def examples() -> list[Example]:
-    """All of them, once each: of commands, of HTTP bodies and of calls in Python whose prompt is of the grammar."""
+    """All of them, once each: of commands, of HTTP bodies and of calls in Python whose prompt is of the grammar. Not
+    those that are drawn from other pictures, which `test_pictures_document.py` has."""
     found = {Example(prompt, seed): None for prompt, seed in read_samples()}
     for file in (ROOT / "Makefile", ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         text = file.read_text().replace("\\\n", " ")
@@ -42,6 +43,8 @@ def _commands(text: str) -> Iterator[Example]:
         words = shlex.split(line.partition("generate ")[2], comments=True)
         prompts = [word for word in words if " " in word]
         given = {name: value for name, value in pairwise(words) if name.startswith("--")}
+        if "--image" in given:
+            continue
         size = (int(given["--width"]), int(given["--height"])) if "--width" in given else None
         images = int(given.get("--num-images", 1))
         for index, prompt in enumerate(prompt for prompt in prompts for _ in range(images)):
@@ -60,6 +63,6 @@ def _calls(text: str) -> Iterator[Example]:
     """Of `generate` and `stream` in Python."""
     for prompt, more in re.findall(r"\.(?:generate|stream)\((?:prompt=)?\"([^\"]+)\"(.*)", text):
         seed, images = re.search(r"\bseed\"?[=:] ?(\d+)", more), re.search(r"\b(?:n|num_images)=(\d+)", more)
-        for index in range((int(images[1]) if images else 1) if seed else 0):
+        for index in range((int(images[1]) if images else 1) if seed and "image=" not in more else 0):
             lora = "demo-outlined" if "loras=" in more else None
             yield Example(prompt, int(seed[1]) + index if seed else 0, lora=lora)

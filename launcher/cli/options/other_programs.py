@@ -230,9 +230,14 @@ OTHER_OPTIONS = (
     ),
     OtherOption(("--output-file-name",), _SGLANG, "write folder and name in one: `--output FOLDER/NAME.png`"),
     OtherOption(("--save-output",), _SGLANG, "images are written in any case", needless=True, switch=True),
+    OtherOption(("--image-path", "--input-image", "--init-image"), f"{_SGLANG}, {_DIFFUSERS}", "`--image`", "image"),
+    OtherOption(("--mask-image", "--mask-path"), f"{_DIFFUSERS}, {_VLLM}", "`--mask`", "mask"),
+    OtherOption(("--denoising-strength", "--denoise"), "A1111, ComfyUI", "`--strength`", "strength"),
     OtherOption(
-        ("--image-path", "--image", "--init-image", "--mask", "--strength"), f"{_SGLANG}, {_DIFFUSERS}",
-        "pictures are made from prompts alone",
+        ("--image-strength", "--init-image-strength"), "MLX", "`--strength` is 1 less it: for 0.35 write "
+        "`--strength 0.65`",
     ),
+    OtherOption(("--padding-mask-crop",), _DIFFUSERS, "`--mask-crop`", "mask_crop"),
+    OtherOption(("--mask-blur",), "A1111", "`--mask-feather`", "mask_feather"),
     OtherOption(("--num-frames", "--fps"), _SGLANG, OTHERS["num_frames"].here, unless="1"),
 )  # fmt: skip

@@ -78,6 +78,8 @@ def test_an_option_that_means_the_same_is_the_same(command: str, theirs: list[st
         (["--cfg-scale", "1.0"], ["--guidance", "0"]),
         (["--true-cfg-scale", "4.5"], ["--guidance", "3.5"]),
         (["--neg-prompt", "red"], ["--negative-prompt", "red"]),
+        (["--image-path", "a.png", "--mask_image", "m.png"], ["--image", "a.png", "--mask", "m.png"]),
+        (["--denoise", "0.4", "--padding-mask-crop", "8"], ["--strength", "0.4", "--mask-crop", "8"]),
         (["--output-quality", "high"], ["--output-compression", "90"]),
         (["--output-quality", "default"], []),
         (["--save-output", "x y"], ["x y"]),
@@ -120,7 +122,6 @@ def test_what_is_meant_otherwise_or_changes_nothing_is_told(krea2: Krea2, argume
     ("arguments", "message"),
     [
         (["--true-cfg-scale", "0"], "cfg scale must be 1, which is off, or more, got 0"),
-        (["--image", "fox.png"], "there is no --image here: pictures are made from prompts alone"),
         (
             ["--output-quality", "so-so"],
             "--output-quality must be one of default, maximum, high, medium, low, got 'so-",
