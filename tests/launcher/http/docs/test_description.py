@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, Field
 
+from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from launcher.http.answers.schemas import means
 from launcher.http.docs import description
@@ -144,3 +145,11 @@ def _sent(operation: Schema) -> Schema:
 
 def _answered(operation: Schema) -> Any:
     return operation["responses"].get("200", {}).get("content", {}).get("application/json", {}).get("schema", {})
+
+
+@pytest.mark.parametrize("image_input", [True, False])
+def test_the_settings_say_whether_pictures_go_in_and_how_large_they_may_be(image_input: bool) -> None:
+    engine, limits = EngineConfig(image_input=image_input), Limits(max_image_bytes=5000, max_image_pixels=700)
+    settings = get("/v1/settings", engine=engine, limits=limits).json()
+    assert settings["image_input"] is image_input
+    assert (settings["limits"]["max_image_bytes"], settings["limits"]["max_image_pixels"]) == (5000, 700)
