@@ -24,8 +24,8 @@ def request(**wanted: Any) -> tuple[Generate, dict[str, bytes]]:
 
 def noise(width: int, height: int, mode: str = "RGB", *, seed: int = 0) -> Image.Image:
     """A picture no two pixels of which are alike."""
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    return Image.frombytes(mode, (width, height), random.Random(seed).randbytes(width * height * bands))
+    size = len(Image.new(mode, (width, height)).tobytes())
+    return Image.frombytes(mode, (width, height), random.Random(seed).randbytes(size))
 
 
 def saved(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -38,6 +38,14 @@ def swapped_profile() -> bytes:
     return profile.replace(b"rXYZ", b"----", 1).replace(b"bXYZ", b"rXYZ", 1).replace(b"----", b"bXYZ", 1)
 
 
+def rounded_profile() -> bytes:
+    """sRGB as another program has it, which changes some colours by a level or two."""
+    at = SRGB.index(b"rXYZ") + 4  # in the list of what the profile has, which says where
+    (start,) = struct.unpack(">I", SRGB[at : at + 4])
+    (red,) = struct.unpack(">i", SRGB[start + 8 : start + 12])
+    return SRGB[: start + 8] + struct.pack(">i", red + 50) + SRGB[start + 12 :]
+
+
 def animated(kind: str) -> bytes:
     first, second = (Image.new("RGB", (SIDE, SIDE), colour) for colour in ("red", "blue"))
     return saved(first, kind, save_all=True, append_images=[second], lossless=True)
@@ -71,6 +79,7 @@ PICTURES: dict[str, tuple[bytes, Image.Image]] = {
     "first frame of a PNG": (animated("PNG"), RED),
     "first frame of a WebP": (animated("WEBP"), RED),
     "sRGB's profile": (saved(NOISE, icc_profile=SRGB), NOISE),
+    "sRGB's profile by others": (saved(NOISE, icc_profile=rounded_profile()), NOISE),
     "another profile": (saved(RED, icc_profile=swapped_profile()), Image.new("RGB", RED.size, "blue")),
     "another profile, transparent": (
         saved(HALF, icc_profile=swapped_profile()),

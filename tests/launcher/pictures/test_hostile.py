@@ -12,12 +12,14 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from launcher.pictures.prepared import PreparedPicture
 from launcher.pictures.process import MOST_MEMORY
-from tests.launcher.pictures.files import mask_of
+from tests.launcher.pictures.files import mask_of, noise, saved
 from tests.launcher.pictures.hostile import KINDS, SMALL, hostile
-from tests.launcher.pictures.test_process import GOOD, Reader, run
+from tests.launcher.pictures.test_process import Reader, run
 
 FILES = 500
-GOOD_MASK = mask_of((96, 96), (16, 16, 64, 64))
+BLOCKS = 4  # which can run side by side
+SIZE = 120, 150  # of most files, once they are upright
+GOOD, GOOD_MASK = saved(noise(*SIZE)), mask_of(SIZE, (16, 16, 64, 64))
 
 
 async def _read(reader: Reader, seed: int) -> PreparedPicture | ArgumentError:
@@ -51,12 +53,14 @@ def test_of_each_kind_some_end_in_a_picture_or_an_error_about_it(demo: ModelConf
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
-def test_500_files_end_in_a_picture_or_an_error_about_them_within_bounds(demo: ModelConfig) -> None:
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_500_files_end_in_a_picture_or_an_error_about_them_within_bounds(demo: ModelConfig, block: int) -> None:
     """The small ones of each kind are guarded by the test above."""
 
     async def test() -> None:
         reader, most, refused = Reader(demo), 0, 0
-        for seed in range(FILES):
+        count = FILES // BLOCKS
+        for seed in range(block * count, (block + 1) * count):
             before = reader._process
             answer = await _read(reader, seed)
             refused += isinstance(answer, ArgumentError)
@@ -69,9 +73,9 @@ def test_500_files_end_in_a_picture_or_an_error_about_them_within_bounds(demo: M
                 assert isinstance(answer, ArgumentError)
                 assert "took longer than" in answer.message, answer.message
             await reader.reads_again()
-        print(f"{FILES} files: {refused} refused, {FILES - refused} read; {most / 1e6:.0f} MB at most")
+        print(f"{count} files: {refused} refused, {count - refused} read; {most / 1e6:.0f} MB at most")
         assert 0 < most < MOST_MEMORY
-        assert 0 < refused < FILES
+        assert 0 < refused < count
         reader.close()
 
     run(test())
