@@ -37,7 +37,7 @@ from launcher.http.apis.openai_images import add_image_routes
 from launcher.http.apis.server_state import add_state_routes
 from launcher.http.apis.sglang import add_sglang_routes
 from launcher.http.apis.state_answers import METRICS
-from launcher.http.bodies import BoundedRoute, ChatRoute
+from launcher.http.bodies import BoundedRoute, ChatRoute, form_route, taken_types
 from launcher.http.connections import backlog
 from launcher.http.docs.routes import add_docs_routes
 from launcher.http.guard import Guard
@@ -141,7 +141,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
     guard = Guard(app, config, counts)
 
     studio, held = Studio(config, model, link), HeldImages(config)
-    add_image_routes(app, studio, held)
+    add_image_routes(app, studio, held, form_route(config))
     add_chat_routes(app, studio, held, ChatRoute)
     held.add_routes(app)
     add_lora_routes(app, link)
@@ -171,10 +171,11 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
     match problem:
         case RequestValidationError():
             content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if content_type in ("", "application/json"):
+            kinds = taken_types(request.scope["route"])
+            if content_type in ("", *kinds):
                 error: Krea2Error = explain_invalid(problem.errors(), _parameters_at(request))
             else:
-                error = error_from_code("unsupported_media_type", "Content-Type must be application/json")
+                error = error_from_code("unsupported_media_type", f"Content-Type must be {' or '.join(kinds)}")
         case HTTPException(status_code=status):
             path, headers, allowed = shorten(request.url.path), dict(problem.headers or {}), ""
             if status == 405:

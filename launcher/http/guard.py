@@ -21,7 +21,7 @@ from launcher.http.answers.errors import error_response, internal_error, is_auto
 from launcher.http.answers.other_servers import instead_of
 from launcher.http.apis.held_images import FILES_PATH
 from launcher.http.apis.sglang import SGLANG_PATHS
-from launcher.http.bodies import most_bytes
+from launcher.http.bodies import most_bytes, too_large
 from launcher.http.credentials import NEEDED, NEEDED_AS_PASSWORD, offered_keys
 from launcher.http.origins import Origins
 from launcher.http.paths import Paths
@@ -34,6 +34,8 @@ from launcher.messages.configs import HttpConfig
 from launcher.messages.encoding import describe
 
 BODY_S = 30.0  # seconds for a body to arrive
+_SLOWEST = 128 * 1024  # bytes a second of a large one
+_MOST_AT_ONCE = 2**30  # bytes of large bodies, of all that arrive at a time
 _HUNG_UP = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _PROBING = ("GET", "HEAD", "OPTIONS")  # HAProxy sends OPTIONS unless told otherwise
@@ -52,6 +54,7 @@ class Guard:
         self._keys = KeyRing(name_keys(config.api_keys, config.file_keys))
         self._origins = Origins(config)
         self._paths = Paths(config.public_url)
+        self._arriving = 0  # bytes of large bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -129,34 +132,47 @@ class Guard:
         request.state.key_name = name
 
     async def _read_body(self, request: Request) -> bytes:
-        limit = most_bytes(request.scope["path"], self._config.max_body_bytes)
-        too_large = error_from_code("body_too_large", f"the body must be at most {limit} bytes")
-        declared = request.headers.get("content-length", "")
         path = request.scope["path"]
-        if (told := instead_of(path)) is not None:  # not that the images of an edit are too large for nothing
-            too_large = error_from_code("not_found", f"there is nothing at {shorten(path)}: {told}")
+        limit, refusal = most_bytes(path, self._config), too_large(path, self._config)
+        declared = request.headers.get("content-length", "")
+        if (told := instead_of(path)) is not None:  # not that a file is too large for nothing
+            refusal = error_from_code("not_found", f"there is nothing at {shorten(path)}: {told}")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit:
-            raise too_large
+            raise refusal
         if not declared and "transfer-encoding" not in request.headers:
             return b""
-        body = bytearray()
+        body, loop, large = bytearray(), asyncio.get_running_loop(), 0
+        began = loop.time()
         try:
-            async with asyncio.timeout(BODY_S):
+            async with asyncio.timeout(BODY_S) as deadline:
                 async for part in request.stream():
                     body += part
                     if len(body) > limit:
-                        raise too_large
+                        raise refusal
+                    if len(body) - large > self._config.max_body_bytes:
+                        self._arriving, large = self._arriving + len(body) - large, len(body)
+                        deadline.reschedule(began + BODY_S + large / _SLOWEST)
+                        if self._arriving > _MOST_AT_ONCE:
+                            raise error_from_code(
+                                "queue_full", "too many pictures are being sent: try again in a moment"
+                            )
         except TimeoutError:
-            raise error_from_code("body_timeout", f"the body must arrive within {BODY_S:g} s") from None
+            raise error_from_code(
+                "body_timeout",
+                f"the body must arrive within {BODY_S:g} s, and a large one by {_SLOWEST} bytes a second",
+            ) from None
         except ClientDisconnect:
             if (refused := getattr(request.state, "refused", None)) is not None:  # and answered: see `FairProtocol`
                 raise error_from_code("invalid_parameter", refused) from None
             raise error_from_code("cancelled", "the client hung up") from None
+        finally:
+            self._arriving -= large
         return bytes(body)
 
     async def _run(self, request: Request, body: bytes, response: _Response) -> None:
         """Run the application until it has answered or its client has hung up, which cancels it."""
         replayed: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        del body  # which may be large, and is not needed once it was read
 
         async def hang_up() -> Message:
             while (message := await request.receive())["type"] != "http.disconnect":

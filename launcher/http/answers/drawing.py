@@ -19,12 +19,17 @@ from launcher.client.results import Event, Result
 from launcher.http.answers.engine_link import EngineLink
 from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY, Accepted, Generate, is_idempotency_key
 from launcher.messages.configs import HttpConfig
+from launcher.messages.message_parts import Outpaint
 from launcher.messages.parameter_names import ALIASES, in_own_names, read_size
+from launcher.parameters.values import PICTURES
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.usual_sizes import describe_own_size, own_size
 
 # What may be given to be drawn: the parameters of a request, by any of their names.
-PARAMETERS = frozenset({*Generate.__struct_fields__, *ALIASES, "size"} - {"request_id", "idempotency_key", "caller"})
+PARAMETERS = frozenset(
+    {*Generate.__struct_fields__, *ALIASES, "size"} - {"request_id", "idempotency_key", "caller", "pictures"}
+)
+NO_PICTURES = "image is not taken by this server: start the server without --no-image-input"
 _PLAIN_NAME = re.compile(r"[\w./:@+-]{1,80}", re.ASCII)  # of a model, which a shell takes as it is
 _LONGEST_NAME = 512  # characters of any model's, which each event of a stream repeats
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
@@ -43,6 +48,16 @@ class Drawing:
     warnings: tuple[str, ...]
     first: Event
     later: AsyncGenerator[Event, None]
+
+    @property
+    def has_picture(self) -> bool:
+        """Whether the images are drawn over a picture."""
+        return self.checked.strength is not None
+
+    @property
+    def size(self) -> str:
+        """Width and height of the images as answers have them before one is there: a picture may decide."""
+        return "auto" if self.has_picture else f"{self.checked.width}x{self.checked.height}"
 
     @property
     def headers(self) -> dict[str, str]:
@@ -77,19 +92,25 @@ class Studio:
         request: Request,
         given: Mapping[str, Any],
         *,
+        files: dict[str, bytes] | None = None,
         partial_images: int | None = None,
         idempotency_key: str | None = None,
     ) -> Drawing:
         """Send a request to the engine; returns once it was accepted. An error that comes at once is raised here.
 
-        given: parameters by our names or by `ALIASES`, and `size`; None counts as not given. partial_images: how many
-        previews each image is to have at most, where `given` has no preview_every. Raises `Krea2Error`; the errors'
+        given: parameters by our names or by `ALIASES`, and `size`; None counts as not given. files: pictures to draw
+        over, by parameter, which are gone from there when this returns. partial_images: how many previews each image is
+        to have at most, where `given` has no preview_every. Raises `Krea2Error`; the errors'
         parameters have our names.
         """
         request_id = request.state.request_id
         # The client's own id may come again: from proxies that give one to many requests, and from clients that
         # hang up and try again, and would get the end of the request that they gave up.
         message, warnings = to_generate(given, f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}", self.model)
+        if files:
+            if not self.config.engine.image_input:
+                raise ArgumentError(NO_PICTURES, parameter="image")
+            message = msgspec.structs.replace(message, pictures=tuple(name for name in PICTURES if name in files))
         check_idempotency_key(idempotency_key)
         # The front-end would say the same, but what the previews need is known here only afterwards.
         checked = check(message, self.model, self.config.limits, drawn_seed=0)
@@ -97,10 +118,13 @@ class Studio:
             every = math.ceil(checked.steps / (partial_images + 1))
             message = msgspec.structs.replace(message, preview_every=every)
         message = msgspec.structs.replace(message, idempotency_key=idempotency_key)
+        files = {} if files is None else files
         if self.config.client_name is not None:  # or else the front-end would not believe it
             message = msgspec.structs.replace(message, caller=request.state.key_name)
-        events = self._link.follow(message)
-        return Drawing(request_id, checked, warnings, await anext(events), events)
+        events = self._link.follow(message, files)
+        first = await anext(events)
+        files.clear()  # which the front-end has: nobody else is to hold them while they are drawn over
+        return Drawing(request_id, checked, warnings, first, events)
 
     def check_model(self, name: str | None) -> str:
         """Return what an answer calls the model that a request names: as it does, or the first name where that is none.
@@ -133,6 +157,8 @@ def to_generate(given: Mapping[str, Any], request_id: str, model: ModelConfig) -
     habit = _by_habit(given)
     if own := own_size(habit, model):
         fields["width"], fields["height"] = own
+    if "outpaint" in fields:
+        fields["outpaint"] = Outpaint(**fields["outpaint"])
     replaced = describe_own_size(habit, model)
     return Generate(request_id=request_id, **fields), (*warnings, *([replaced] if replaced else []))
 

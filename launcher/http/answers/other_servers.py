@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-_EDITS = "images are drawn from a prompt alone, not from other images: POST /v1/images/generations"
+_VARIED = "variations are drawn over a picture from a prompt: POST /v1/images/edits, with a strength of about 0.6"
 _CHAT = "this server draws: POST /v1/images/generations or /v1/chat/completions"
 _COMFYUI = "this is no ComfyUI: choose OpenAI's API in the client, with a base URL that ends in /v1, or AUTOMATIC1111's"
 _OLLAMA = "this is no Ollama: choose OpenAI's API in the client, with a base URL that ends in /v1"
 _AZURE = "choose OpenAI in the client, not Azure, with a base URL that ends in /v1"
 _FLUX = "choose OpenAI's API in the client, not Black Forest Labs', with a base URL that ends in /v1"
-_A1111 = "of AUTOMATIC1111's API this server has what draws from a prompt, /sdapi/v1/txt2img, and what describes it"
-_FROM_TEXT = "images are drawn from a prompt alone, not from other images: POST /sdapi/v1/txt2img"
+_A1111 = (
+    "of AUTOMATIC1111's API this server has what draws, /sdapi/v1/txt2img and /sdapi/v1/img2img, and what describes it"
+)
 _UPSCALED = "nothing is upscaled or restored here: ask /sdapi/v1/txt2img for the size you want"
 _UNTRAINED = "nothing is trained here"
 
@@ -25,8 +26,7 @@ _DOCS = "what there is is described at /docs, and in /openapi.json"
 _INSTEAD = {
     "/swagger": _DOCS,
     "/redoc": _DOCS,
-    "/v1/images/edit": _EDITS,
-    "/v1/images/variation": _EDITS,
+    "/v1/images/variation": _VARIED,
     "/v1/responses": _CHAT,
     "/v1/completions": _CHAT,
     "/v1/embeddings": _CHAT,
@@ -52,7 +52,6 @@ _INSTEAD = {
     "/vertex_generate": _GENERATE,
     "/invocations": _GENERATE,
     "/openai/deployments/": _AZURE,
-    "/sdapi/v1/img2img": _FROM_TEXT,
     "/sdapi/v1/extra-": _UPSCALED,
     "/sdapi/v1/interrogate": "this server draws pictures, and describes none",
     "/sdapi/v1/png-info": "no pictures are read here: what made one of this server's is in its file, as parameters",

@@ -16,14 +16,14 @@ Schema = dict[str, Any]
 Responses = dict[int | str, dict[str, Any]]
 MEANS = "x-means"  # the keyword of a schema that `means` writes
 STATUS_MEANS = {
-    400: "A parameter is wrong, unknown or contradicts another; or the body is not JSON.",
+    400: "A parameter is wrong, unknown or contradicts another; or the body cannot be read.",
     401: "The server wants an API key, and got none or another.",
     403: "Host, or the Origin of a web page, is none that the server knows.",
     404: "There is nothing of this name or at this path.",
     405: "The path has no such method.",
     408: "The body did not arrive in time.",
     413: "The body has more bytes than the server takes.",
-    415: "Content-Type is not application/json.",
+    415: "Content-Type is none that the route takes.",
     422: "Another request had the same Idempotency-Key.",
     429: "Too many requests wait, or a key has had its share; the header Retry-After says when to come back.",
     499: "The client hung up, or has interrupted its request, which was cancelled.",
@@ -130,4 +130,9 @@ IDEMPOTENCY_KEY = Header(
     alias="Idempotency-Key",
     description="A request with the same key and body, sent again, joins the first or gets its answer. "
     f"1 to {LONGEST_IDEMPOTENCY_KEY} printable ASCII characters.",
+)
+# A picture for examples: eight by eight pixels, blue and red.
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGklEQVR42mMUETnBAANb"
+    "GHzgbCYGHGBwSgAAemsCAPDi7qkAAAAASUVORK5CYII="
 )

@@ -19,6 +19,7 @@ from launcher.http.answers.schemas import (
     DRAWING_ERRORS,
     DRAWN,
     TEXT,
+    Responses,
     Schema,
     answer,
     constant,
@@ -49,7 +50,7 @@ def _counts(text_tokens: int, image_tokens: int) -> Schema:
 
 _USAGE = object_schema(
     {
-        "input_tokens": integer("Of prompt and negative prompt, as they were written.", 7),
+        "input_tokens": integer("Of prompt and negative prompt, as they were written, and of a picture.", 7),
         "input_tokens_details": _counts(7, 0) | {"description": "What they are of."},
         "output_tokens": integer("Of the images, each token 16 × 16 pixels.", 1024),
         "output_tokens_details": _counts(0, 1024) | {"description": "What they are of."},
@@ -65,21 +66,29 @@ _IMAGES = object_schema(
     },
     optional=("explanation",),
 )
-_EVENTS = object_schema({"event": TEXT, "data": TEXT}) | {
-    "description": "With stream: server-sent events. `image_generation.partial_image` is a preview, "
-    "`image_generation.completed` an image, the last one with timings and warnings, `error` an error after the start; "
-    "with progress also `image_generation.accepted` and `image_generation.progress`.",
-}
-IMAGES_SCHEMA = answer(_IMAGES, *DRAWING_ERRORS)
-IMAGES_SCHEMA[200]["content"]["text/event-stream"] = {"schema": _EVENTS}
+
+
+def _with_events(kind: str) -> Responses:
+    """Describe what is answered where the kinds of events begin as `kind`."""
+    events = object_schema({"event": TEXT, "data": TEXT}) | {
+        "description": f"With stream: server-sent events. `{kind}.partial_image` is a preview, `{kind}.completed` an "
+        "image, the last one with timings and warnings, `error` an error after the start; with progress also "
+        f"`{kind}.accepted` and `{kind}.progress`.",
+    }
+    described = answer(_IMAGES, *DRAWING_ERRORS)
+    described[200]["content"]["text/event-stream"] = {"schema": events}
+    return described
+
+
+IMAGES_SCHEMA, EDITS_SCHEMA = _with_events("image_generation"), _with_events("image_edit")
 
 
 def images_object(
-    result: Result, request_id: str, urls: Sequence[str] | None, warnings: tuple[str, ...]
+    drawing: Drawing, result: Result, urls: Sequence[str] | None, warnings: tuple[str, ...]
 ) -> dict[str, object]:
     """Put a result into a response's object, with each image as base64, or as its url if there are `urls`.
 
-    request_id: as the client knows it, which is not the engine's. warnings: besides the result's own.
+    warnings: besides the result's own.
     """
     shown, images = ("b64_json", result.files) if urls is None else ("url", urls)
     data = [
@@ -88,54 +97,68 @@ def images_object(
     ]
     return {
         "created": int(time.time()),
-        "request_id": request_id,
+        "request_id": drawing.request_id,  # as the client knows it, which is not the engine's
         "data": data,
         "seed": result.seed,
         "size": f"{result.width}x{result.height}",
         "output_format": result.format,
         "background": "opaque",
-        "usage": usage_object(result.usage),
+        "usage": usage_object(result.usage, _picture_tokens(drawing, result.usage, len(images))),
         **result.told(warnings),
     }
 
 
-def usage_object(usage: Usage) -> dict[str, object]:
-    """Count tokens as OpenAI's images API does: no image goes in, and no text comes out."""
+def usage_object(usage: Usage, picture_tokens: int) -> dict[str, object]:
+    """Count tokens as OpenAI's images API does: no text comes out. picture_tokens: of what was drawn over."""
     return {
-        "input_tokens": usage.text_tokens,
-        "input_tokens_details": {"text_tokens": usage.text_tokens, "image_tokens": 0},
+        "input_tokens": usage.text_tokens + picture_tokens,
+        "input_tokens_details": {"text_tokens": usage.text_tokens, "image_tokens": picture_tokens},
         "output_tokens": usage.image_tokens,
         "output_tokens_details": {"text_tokens": 0, "image_tokens": usage.image_tokens},
-        "total_tokens": usage.total_tokens,
+        "total_tokens": usage.total_tokens + picture_tokens,
     }
 
 
+def _picture_tokens(drawing: Drawing, usage: Usage, num_images: int) -> int:
+    """Tokens of the picture that so many images were drawn over, which has as many as each of them."""
+    return usage.image_tokens // num_images if drawing.has_picture else 0
+
+
 async def write_events(
-    drawing: Drawing, request: Request, sent: Mapping[str, Any], *, progress: bool, warnings: tuple[str, ...]
+    drawing: Drawing,
+    request: Request,
+    sent: Mapping[str, Any],
+    *,
+    kind: str,
+    progress: bool,
+    warnings: tuple[str, ...],
 ) -> AsyncGenerator[bytes, None]:
     """Write the server-sent events of one request: OpenAI's, and with `progress` our own between them.
 
-    The last image waits for the result: it carries timings and all warnings. sent: the body, for errors.
+    The last image waits for the result: it carries timings and all warnings. sent: the body, for errors. kind: what the
+    kinds of events begin with.
     """
     request_id, checked = drawing.request_id, drawing.checked
     partial_images = [0] * checked.num_images
     images: list[ImageFile] = []
 
-    def write_image(kind: str, file: bytes, output_format: str, own: Mapping[str, object]) -> bytes:
+    def write_image(what: str, file: bytes, output_format: str, size: str, own: Mapping[str, object]) -> bytes:
         common = {
             "b64_json": file,  # bytes are base64 in msgspec's JSON
             "request_id": request_id,
             "created_at": int(time.time()),
-            "size": f"{checked.width}x{checked.height}",
+            "size": size,
             "output_format": output_format,
             "quality": "auto",
             "background": "opaque",
         }
-        return write_event(f"image_generation.{kind}", {**common, **own})
+        return write_event(f"{kind}.{what}", {**common, **own})
 
     def write_completed(image: ImageFile, more: Mapping[str, object]) -> bytes:
-        own = {"index": image.index, "seed": image.seed, "usage": usage_object(image.usage), **more}
-        return write_image("completed", image.file, checked.output_format, own)
+        usage = usage_object(image.usage, _picture_tokens(drawing, image.usage, 1))
+        own = {"index": image.index, "seed": image.seed, "usage": usage, **more}
+        size = f"{image.width}x{image.height}"
+        return write_image("completed", image.file, checked.output_format, size, own)
 
     async with aclosing(drawing.events()) as events:
         try:
@@ -144,7 +167,7 @@ async def write_events(
                     case PreviewFile(index=index, step=step, steps=steps):
                         own = {"partial_image_index": partial_images[index], "index": index, "step": step}
                         partial_images[index] += 1
-                        yield write_image("partial_image", event.file, "jpeg", {**own, "steps": steps})
+                        yield write_image("partial_image", event.file, "jpeg", drawing.size, {**own, "steps": steps})
                     case ImageFile():
                         images.append(event)
                         if len(images) < checked.num_images:
@@ -155,7 +178,7 @@ async def write_events(
                         said = {"warnings": event.warnings + warnings} if isinstance(event, Accepted) else {}
                         fields = msgspec.structs.asdict(event) | said | {"request_id": request_id}
                         del fields["version"]
-                        yield write_event(f"image_generation.{type(event).__name__.lower()}", fields)
+                        yield write_event(f"{kind}.{type(event).__name__.lower()}", fields)
         except Krea2Error as error:
             problem = in_words_of(sent, error)
             request.state.error_code = problem.code  # for the log

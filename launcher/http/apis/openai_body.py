@@ -12,8 +12,10 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, PrivateAttr, m
 from engine.errors import ArgumentError
 from launcher.http.answers.drawing import PARAMETERS
 from launcher.http.answers.schemas import means
+from launcher.http.uploads.pictures import Pictures, is_file
 from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import read
+from launcher.parameters.values import PICTURES
 
 MAX_PARTIAL_IMAGES = 3
 _ROUNDED = "rounded up to a multiple of 16"
@@ -35,10 +37,30 @@ class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False
         return {"name": given} if isinstance(given, str) else given
 
 
+class OutpaintBody(BaseModel, extra="forbid", strict=True):
+    """How many pixels to add on each side."""
+
+    left: int | None = Field(None, description="Pixels. Default: 0.")
+    top: int | None = Field(None, description="Pixels. Default: 0.")
+    right: int | None = Field(None, description="Pixels. Default: 0.")
+    bottom: int | None = Field(None, description="Pixels. Default: 0.")
+
+
+class PictureUrl(BaseModel, extra="allow", strict=True):
+    """A picture as OpenAI's chats have it."""
+
+    image_url: str | dict[str, Any] | None = Field(
+        None, description="A data URL, or an object url of one. Default: null."
+    )
+
+
+Picture = str | PictureUrl | list[str | PictureUrl] | None
+
+
 class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """The body of `POST /v1/images/generations`; what is null, empty or left out is the checkpoint's or server's
     default. Numbers may be text, and what other image servers call these parameters is understood, too.\f
-    A flat record of 33, since OpenAI's body is one. FastAPI describes it up to the form feed.
+    A flat record of 40, since OpenAI's body is one. FastAPI describes it up to the form feed.
     """
 
     prompt: str = Field(description="What the images are to show.")
@@ -105,6 +127,38 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         None, description="LoRAs to draw with, each by its name, or by name and strength. Default: none."
     )
 
+    image: Picture = Field(
+        None,
+        description="A picture to draw over, a PNG, JPEG or WebP file as base64 or as a data URL; a list of one is "
+        "taken, too. The answer has its size, unless size says another one. Default: none.",
+    )
+    mask: Picture = Field(
+        None,
+        description="What of the picture is drawn anew: a picture of its size or shape, where white is repainted and "
+        "black stays, or where it has transparent parts, these are repainted. Default: all of it.",
+    )
+    strength: float | None = Field(
+        None,
+        description="How much of the picture is drawn anew: 0 leaves it as it is, 1 leaves nothing. Default: 0.6, but "
+        "1 with a mask or outpaint.",
+    )
+    strength_steps: Literal["partial", "full"] | None = Field(
+        None,
+        description="Whether strength leaves out the first of the steps, as diffusers does it, or all are run, as in "
+        "ComfyUI. Default: partial.",
+    )
+    outpaint: OutpaintBody | None = Field(
+        None, description="Pixels to add to the picture on its sides; needs image. Default: none."
+    )
+    mask_crop: int | None = Field(
+        None,
+        description="With a mask: draw its surroundings alone, at full size, and paste them back; as many pixels "
+        "around it. Default: all is drawn.",
+    )
+    mask_feather: int | None = Field(
+        None, description="Over how many pixels beside the mask old and new pass into each other. Default: 8."
+    )
+
     explain: bool | None = Field(
         None, description="Whether to answer, as explanation, where the time went. Default: false."
     )
@@ -123,6 +177,7 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(())
+    _pictures: Pictures = PrivateAttr(default_factory=Pictures)
 
     @model_validator(mode="wrap")
     @classmethod
@@ -130,9 +185,14 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         """Take values as programs send them, and other programs' parameters. Raises `ArgumentError`."""
         if not isinstance(given, dict):
             return validate(given)
+        for name, value in given.items():
+            if name in cls.model_fields and name not in PICTURES and is_file(value):
+                raise ArgumentError(f"{name} must be a text, and no file", parameter=name)
         plain, warnings = read(given)
+        pictures = Pictures()
+        pictures.take(plain, given)
         body = validate(plain)
-        body._given, body._warnings = given, warnings
+        body._given, body._warnings, body._pictures = given, warnings, pictures
         return body
 
     @property
@@ -141,9 +201,49 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         return self._given
 
     @property
+    def pictures(self) -> Pictures:
+        """The pictures to draw over, in whose fields something else stands."""
+        return self._pictures
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings of what was ignored."""
         return self._warnings
+
+
+class EditRequest(ImageRequest, extra="forbid", strict=True, allow_inf_nan=False):
+    """The body of `POST /v1/images/edits`, as a form or as JSON: that of `POST /v1/images/generations`, with a picture
+    that is needed. What is null, empty or left out is the checkpoint's or server's default.
+    """
+
+    image: Picture = Field(
+        description="The picture to draw over, a PNG, JPEG or WebP file: in a form a file, image or image[]; in JSON "
+        "base64 or a data URL. There can be one. The answer has its size, unless size says another one."
+    )
+    input_fidelity: Literal["low", "high"] | None = Field(
+        None, description="Ignored, with a warning for high: strength decides."
+    )
+
+
+def as_form(body: type[BaseModel]) -> dict[str, Any]:
+    """Describe a body that is sent as a form, whose pictures are files."""
+    schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
+    for name in PICTURES:
+        field = schema["properties"][name]
+        schema["properties"][name] = {"type": "string", "format": "binary", "description": field["description"]}
+    schema.pop("$defs")
+    return schema
+
+
+def of_strength(body: ImageRequest) -> tuple[str, ...]:
+    """Warn of what a picture with nothing that says what of it is meant becomes: OpenAI's models find that out."""
+    said = "mask" in body.pictures or body.strength is not None or body.outpaint is not None
+    if said or "image" not in body.pictures:
+        return ()
+    return (
+        "there is neither mask nor strength, so that the whole picture was drawn over (img2img), with strength 0.6: a "
+        "lower one keeps more of it, a higher one less, and with a mask what that does not show stays as it is",
+    )
 
 
 def to_parameters(body: ImageRequest) -> dict[str, Any]:

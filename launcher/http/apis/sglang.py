@@ -89,7 +89,7 @@ def add_sglang_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
     async def get_model_info() -> Response:
         """What SGLang's routers ask about the model. GET /v1/settings says more."""
         unknown = {"tokenizer_path": None, "preferred_sampling_params": None}
-        understands = {"has_image_understanding": False, "has_audio_understanding": False}
+        understands = {"has_image_understanding": config.engine.image_input, "has_audio_understanding": False}
         return JsonResponse({**model, "is_generation": True, **unknown, **understands})
 
     @app.get("/get_server_info", response_class=Response, responses=_SERVER_INFO)

@@ -13,8 +13,8 @@ Snippet = list[tuple[str, str]]  # pieces of a text; what a form changes is name
 KEY = "KREA2_API_KEY"  # the variable of the environment that has the API key
 # How to find the pictures of an answer, where it has some, as base64.
 _PICTURES = {
-    "/v1/images/generations": '[image["b64_json"] for image in answer["data"]]',
-    "/sdapi/v1/txt2img": 'answer["images"]',
+    **dict.fromkeys(("/v1/images/generations", "/v1/images/edits"), '[image["b64_json"] for image in answer["data"]]'),
+    **dict.fromkeys(("/sdapi/v1/txt2img", "/sdapi/v1/img2img"), 'answer["images"]'),
     "/v1/chat/completions": 're.findall("base64,([^)]+)", answer["choices"][0]["message"]["content"])',
 }
 

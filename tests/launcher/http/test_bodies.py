@@ -14,9 +14,13 @@ import httpx
 import pytest
 
 from launcher.http import protocol
+from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S, run
 from tests.launcher.http.http_requests import JSON, NOWHERE, error_of, exchange, head
 from tests.launcher.http_servers import PATH, http_server_without_engine
+
+# So that a body of this path, which may have pictures, is little longer than a text.
+SHORT: dict[str, Any] = {"max_body_bytes": 5000, "limits": Limits(max_image_bytes=1)}
 
 
 def test_a_body_has_a_limit_however_it_comes() -> None:
@@ -26,10 +30,10 @@ def test_a_body_has_a_limit_however_it_comes() -> None:
             await asyncio.sleep(0)
 
     async def test() -> None:
-        async with http_server_without_engine(NOWHERE, max_body_bytes=5000) as client:
+        async with http_server_without_engine(NOWHERE, **SHORT) as client:
             fits = await client.post(PATH, content=json.dumps({"prompt": "x" * 4900}), headers=JSON)
             assert fits.status_code == 503
-            declared = await client.post(PATH, content=json.dumps({"prompt": "x" * 5000}), headers=JSON)
+            declared = await client.post(PATH, content=json.dumps({"prompt": "x" * 8000}), headers=JSON)
             assert (declared.status_code, error_of(declared)["code"]) == (413, "body_too_large")
             answer = await raw_request(
                 client, b"Transfer-Encoding: chunked\r\n", endless(b"3e8\r\n" + b" " * 1000 + b"\r\n")
@@ -225,7 +229,10 @@ def test_who_sends_on_after_an_answer_is_not_hung_up_on(status: int, monkeypatch
     monkeypatch.setattr(protocol, "LINGER_S", DEADLINE_S)
 
     async def test() -> None:
-        async with http_server_without_engine(NOWHERE, max_body_bytes=5000) as client, asyncio.timeout(DEADLINE_S):
+        async with (
+            http_server_without_engine(NOWHERE, **SHORT) as client,
+            asyncio.timeout(DEADLINE_S),
+        ):
             with socket.socket() as connection:
                 await refused(client, connection, status)
                 await asyncio.get_running_loop().sock_sendall(connection, b" " * BODY_BYTES)
@@ -253,7 +260,10 @@ def test_who_sends_on_without_end_is_hung_up_on(
 
     async def test() -> None:
         with socket.socket() as connection:
-            async with http_server_without_engine(NOWHERE, max_body_bytes=5000) as client, asyncio.timeout(DEADLINE_S):
+            async with (
+                http_server_without_engine(NOWHERE, **SHORT) as client,
+                asyncio.timeout(DEADLINE_S),
+            ):
                 await refused(client, connection, status)
                 sending = asyncio.create_task(send_on(connection))
                 if bound is not None:

@@ -113,7 +113,7 @@ def test_a_browser_is_told_before_what_a_page_may_send_whatever_the_route() -> N
 
 def test_a_page_may_read_answers_streams_and_errors(run_folder: Path) -> None:
     async def test() -> None:
-        limits = Limits(max_queue=1)
+        limits = Limits(max_queue=1, max_image_bytes=1)
         config: dict[str, Any] = {"allowed_origins": (APP,), "api_keys": ("secret",), "max_body_bytes": 1000}
         async with (
             fake_engine(run_folder, limits=limits) as fakes,
@@ -137,7 +137,7 @@ def test_a_page_may_read_answers_streams_and_errors(run_folder: Path) -> None:
             await expect(401, "POST", PATH, key="wrong", json=body)
             await expect(404, "GET", "/nothing")
             await expect(405, "DELETE", PATH)
-            await expect(413, "POST", PATH, content=b"x" * 1001)
+            await expect(413, "POST", PATH, content=b"x" * 4001)
             await expect(415, "POST", PATH, data={"prompt": PROMPT})
             fakes.ranks[0].hold = True
             before = len(fakes.ranks[0].steps)

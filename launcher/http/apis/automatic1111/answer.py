@@ -1,4 +1,4 @@
-"""The answer to `POST /sdapi/v1/txt2img`."""
+"""The answer to `POST /sdapi/v1/txt2img` and `/sdapi/v1/img2img`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def answer(
         "scheduler": SCHEDULER,
         "cfg_scale": checked.guidance + 1,
         "guidance": checked.guidance,
-        "steps": checked.steps,
+        "steps": checked.asked_steps,
         "batch_size": count,
         "restore_faces": False,
         "face_restoration_model": None,
@@ -53,7 +53,7 @@ def answer(
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": None,
+        "denoising_strength": checked.strength,
         "extra_generation_params": {},
         "index_of_first_image": 0,
         "infotexts": texts,

@@ -1,4 +1,5 @@
-"""The body of `POST /sdapi/v1/txt2img`: what is drawn by, and what A1111's clients send besides."""
+"""The body of `POST /sdapi/v1/txt2img`, which that of img2img has, too: what is drawn by, and what A1111's clients send
+besides."""
 
 from __future__ import annotations
 
@@ -21,6 +22,10 @@ IGNORED: dict[str, tuple[object, ...] | None] = {
     "restore_faces": NONE,
     "tiling": NONE,
     "subseed_strength": NONE,
+    "image_cfg_scale": (*NONE, 1.5),
+    "initial_noise_multiplier": (*NONE, 1),
+    "latent_mask": NONE,
+    "img2img_color_correction": NONE,
     "seed_resize_from_w": (*NONE, -1),
     "seed_resize_from_h": (*NONE, -1),
     "refiner_checkpoint": NONE,
@@ -40,6 +45,7 @@ IGNORED: dict[str, tuple[object, ...] | None] = {
     "firstphase_height", "firstpass_image", "refiner_switch_at", "refiner_start", "refiner_steps", "refiner_prompt",
     "refiner_negative", "subseed", "sampler_index", "script_args", "override_settings_restore_afterwards",
     "do_not_save_samples", "do_not_save_grid", "disable_extra_networks", "comments", "force_task_id", "url", "auth",
+    "mask_round", "mask_blur_x", "mask_blur_y",
 ))  # fmt: skip
 PRIVATE = ("url", "auth")  # of the server itself, which SillyTavern sends along
 _CLOSE = 0.8  # how alike an unknown name and a known one are that is probably meant
@@ -49,7 +55,7 @@ _MOST_COMPARED = 32  # unknown names, which takes a millisecond each
 def _describe_ignored(schema: dict[str, Any]) -> None:
     """Add the ignored parameters to the body's description."""
     for name, neutral in IGNORED.items():
-        if name not in PRIVATE:
+        if name not in PRIVATE and name not in schema["properties"]:
             said = "Ignored." if neutral is None else "Ignored, with a warning where it asks for something."
             schema["properties"][name] = {"title": name, "description": said}
 
@@ -137,6 +143,6 @@ def check_names(body: Txt2ImgBody) -> list[str]:
     """Return the names that nobody knows. Raises `ArgumentError` for one that is probably a known one, mistyped."""
     unknown = [name for name in body.others if name not in IGNORED]
     for name in unknown[:_MOST_COMPARED]:
-        if close := difflib.get_close_matches(name, Txt2ImgBody.model_fields, n=1, cutoff=_CLOSE):
+        if close := difflib.get_close_matches(name, type(body).model_fields, n=1, cutoff=_CLOSE):
             raise ArgumentError(f"unknown parameter {name!a}: did you mean {close[0]}?", parameter=name)
     return unknown

@@ -65,7 +65,7 @@ _STATE = object_schema(
         "skipped": flag("Always false.", False),
         "interrupted": flag("Whether a request is being ended.", False),
         "stopping_generation": flag("Always false.", False),
-        "job": text("What is done: txt2img, or nothing.", "txt2img"),
+        "job": text("What is done: txt2img, img2img, or nothing.", "txt2img"),
         "job_count": integer("How many images the requests ask for.", 2),
         "job_timestamp": text("When the oldest began.", "20260101120000"),
         "job_no": integer("How many images are done, as far as steps tell.", 0),

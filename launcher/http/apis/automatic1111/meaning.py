@@ -10,6 +10,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error
 from launcher.http.answers.drawing import Studio
 from launcher.http.apis.automatic1111.body import IGNORED, NONE, Txt2ImgBody, check_names
+from launcher.http.apis.automatic1111.img2img import Img2ImgBody, describe_picture
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice
 from launcher.requests.usual_sizes import own_size
@@ -50,18 +51,23 @@ def to_parameters(body: Txt2ImgBody, studio: Studio) -> tuple[dict[str, Any], li
     prompt, loras = read_loras(body.prompt or "")
     guidance, of_guidance = _guidance(body, model, limits)
     size, of_size = _size(body, model, limits)
+    of_picture, told = describe_picture(body) if isinstance(body, Img2ImgBody) else ({}, [])
     warnings = [*of_guidance, *_steps(body, model, limits), *of_size]
     if _WEIGHT.search(f"{prompt} {body.negative_prompt}"):
         warnings.append("weights in the prompt, as (word:1.3), were read as text: say in words what matters")
     given = body.model_dump(include=_AS_SENT)
-    given |= size | {
-        "prompt": prompt,
-        "negative_prompt": body.negative_prompt,
-        "guidance": guidance,
-        "num_images": _num_images(body, limits),
-        "loras": loras,
-    }
-    warnings += [*_sampling(body), *_settings(body, studio), *_ignored(body)]
+    given |= (
+        size
+        | of_picture
+        | {
+            "prompt": prompt,
+            "negative_prompt": body.negative_prompt,
+            "guidance": guidance,
+            "num_images": _num_images(body, limits),
+            "loras": loras,
+        }
+    )
+    warnings += [*told, *_sampling(body), *_settings(body, studio), *_ignored(body)]
     if unknown:
         warnings.append(f"{_listed(unknown)} ignored: nobody here knows what that is")
     return given, warnings
@@ -128,6 +134,8 @@ def _steps(body: Txt2ImgBody, model: ModelConfig, limits: Limits) -> Iterable[st
 def _size(body: Txt2ImgBody, model: ModelConfig, limits: Limits) -> tuple[dict[str, int | None], list[str]]:
     """Width and height: those that a small model was not made for give way to its own, since clients of A1111's send
     what Stable Diffusion was made for."""
+    if isinstance(body, Img2ImgBody) and not (body.width or body.height):
+        return {"width": None, "height": None}, []  # the picture's
     asked = body.width or model.default_width, body.height or model.default_height
     allowed = all(limits.min_side <= side <= limits.max_side for side in asked)  # what is not is refused
     own = own_size(asked, model, usual=None) if allowed else None

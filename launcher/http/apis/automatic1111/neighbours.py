@@ -16,9 +16,10 @@ _ANSWER_S = 1.0  # after which a process that hangs is passed over
 
 
 class Seen(msgspec.Struct):
-    """How far a request is. position: of images in the queue before it; steps: of all images, 0 until the first is
-    done; ends: by the monotonic clock, which processes have in common, once that is known."""
+    """How far a request is. name: txt2img or img2img; position: of images in the queue before it; steps: of all images,
+    0 until the first is done; ends: by the monotonic clock, which processes have in common, once that is known."""
 
+    name: str
     num_images: int
     began: float
     position: int

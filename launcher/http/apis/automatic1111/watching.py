@@ -34,6 +34,7 @@ class Job:
     """A request on its way. interrupted: by its own client, over another connection."""
 
     num_images: int
+    name: str = "txt2img"
     began: float = field(default_factory=time.time)
     drawing: Drawing | None = None
     position: int = 0  # of images in the queue before it
@@ -48,8 +49,8 @@ class Job:
     def seen(self, *, with_image: bool) -> Seen:
         """Say how far it is."""
         return Seen(
-            num_images=self.num_images, began=self.began, position=self.position, step=self.step, steps=self.steps,
-            ends=self.ends, images_done=len(self.images), interrupted=self.interrupted,
+            name=self.name, num_images=self.num_images, began=self.began, position=self.position, step=self.step,
+            steps=self.steps, ends=self.ends, images_done=len(self.images), interrupted=self.interrupted,
             preview=self.preview if with_image else None,
         )  # fmt: skip
 
@@ -145,7 +146,7 @@ class Watching:
                 "skipped": False,
                 "interrupted": any(job.interrupted for job in jobs),
                 "stopping_generation": False,
-                "job": "txt2img" if jobs else "",
+                "job": jobs[0].name if jobs else "",
                 "job_count": count,
                 "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.localtime(jobs[0].began)) if jobs else "0",
                 "job_no": number,

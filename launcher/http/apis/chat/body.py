@@ -54,8 +54,8 @@ class ChatRequest(BaseModel, extra="allow", strict=True, allow_inf_nan=False, js
     """
 
     messages: list[ChatMessage] = Field(
-        description="The text of the last one of role user is the prompt. Others do not matter: the model remembers "
-        "nothing and takes no instructions."
+        description="The text of the last one of role user is the prompt, and an image in it, as a data URL, is drawn "
+        "over. Others do not matter: the model remembers nothing and takes no instructions."
     )
     model: str | None = Field(None, description="One of the names that GET /v1/models lists. Default: the first.")
     n: Annotated[int, Field(ge=1)] | None = Field(
@@ -159,8 +159,13 @@ def to_image_request(body: ChatRequest) -> ImageRequest:
         sent["output_format"] = body.output_format
     elif body.form == "markdown" and not body.links:
         sent["output_format"] = "webp"  # front ends send the whole chat again each time, and the images with it
+    sent["prompt"], picture = prompt_of(body.messages)
+    if picture is not None:
+        if sent.get("image"):
+            raise ArgumentError("image contradicts the last message, which has another", parameter="image")
+        sent["image"] = picture
     try:
-        return ImageRequest.model_validate({**sent, "prompt": prompt_of(body.messages)})
+        return ImageRequest.model_validate(sent)
     except ValidationError as error:
         known = {*ImageRequest.model_fields, *ChatRequest.model_fields} - {"prompt"}
         raise explain_invalid(error.errors(), sorted(known)) from None

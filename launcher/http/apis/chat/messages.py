@@ -1,4 +1,4 @@
-"""What of a chat is to be drawn: the text of its last message from the user."""
+"""What of a chat is to be drawn: the text of its last message from the user, and a picture in it to draw over."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ class ChatMessage(BaseModel, extra="allow", strict=True):
 
     role: str = Field(description="Whose it is: user, assistant, system and so on.")
     content: str | list[Any] | None = Field(
-        None, description="Its text, or a list of parts, each a text or an object of type text. Default: null."
+        None,
+        description="Its text, or a list of parts, each a text or an object of type text or image_url. Default: null.",
     )
 
 
-def prompt_of(messages: Sequence[ChatMessage]) -> str:
-    """Give the text of the last message of role user.
+def prompt_of(messages: Sequence[ChatMessage]) -> tuple[str, Any]:
+    """Give the text of the last message of role user, and the picture in it, which it then has no more; None for none.
 
-    Raises `ArgumentError` if there is none, if it has anything but text, and if it is a front end's own question about
-    the chat, which no image answers.
+    Raises `ArgumentError` if there is no text, if it has anything else or several pictures, and if it is a front end's
+    own question about the chat, which no image answers.
     """
     last = next((message for message in reversed(messages) if message.role == "user"), None)
     if last is None:
         raise _error("messages must have one of role user, whose text is the prompt")
     parts = [last.content] if isinstance(last.content, str) else last.content or []
-    prompt = "\n".join(_text_of(part) for part in parts)
+    shown = [part for part in parts if isinstance(part, dict) and part.get("type") in _IMAGES]
+    prompt = "\n".join(_text_of(part) for part in parts if not any(part is each for each in shown))
     if not prompt.strip():
         raise _error("the last message of role user has no text to draw")
     if prompt.lstrip().startswith(_ABOUT_CHATS):
@@ -41,18 +43,19 @@ def prompt_of(messages: Sequence[ChatMessage]) -> str:
             f"the message begins with {_ABOUT_CHATS!r}, as a chat front end's own questions about titles, tags or the "
             "next message do, and this model only draws: choose another model for these tasks there, or turn them off"
         )
-    return prompt
+    if len(shown) > 1:
+        told = "one is drawn over, and more, as references, are not taken yet"
+        raise _error(f"the last message must have one image at most: {told}, got {len(shown)}")
+    return prompt, next((part.pop(name) for part in shown for name in ("image_url", "image") if name in part), None)
 
 
 def _text_of(part: object) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type", "text" if "text" in part else None) if isinstance(part, Mapping) else None
-    if kind in _IMAGES:
-        raise _error("the last message has an image, and none can go in yet: this model draws from text alone")
     text = part.get("text") if isinstance(part, Mapping) and kind in _TEXTS else None
     if not isinstance(text, str):
-        raise _error(f"the last message must be of text alone, got a part of type {str(kind)[:60]!r}")
+        raise _error(f"the last message must be of text and an image, got a part of type {str(kind)[:60]!r}")
     return text
 
 

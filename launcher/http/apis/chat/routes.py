@@ -18,7 +18,7 @@ from launcher.http.apis.chat.answers import Answer, completion, write_chunks
 from launcher.http.apis.chat.body import ChatRequest, to_image_request
 from launcher.http.apis.chat.schema import BODY, COMPLETION
 from launcher.http.apis.held_images import HeldImages
-from launcher.http.apis.openai_body import to_parameters
+from launcher.http.apis.openai_body import of_strength, to_parameters
 from launcher.messages.parameter_names import ALIASES, in_own_names
 
 CHAT_PATH = "/v1/chat/completions"
@@ -33,7 +33,7 @@ def add_chat_routes(app: FastAPI, studio: Studio, held: HeldImages, route_class:
         request: Request,
         idempotency_key: Annotated[str | None, IDEMPOTENCY_KEY] = None,
     ) -> Response:
-        """Draw the last message of a chat. Hanging up cancels the request."""
+        """Draw the last message of a chat, over the picture in it if there is one. Hanging up cancels the request."""
         model = request.state.model = studio.check_model(body.model)
         sent = {**(body.model_extra or {}), "n": body.n, "num_outputs_per_prompt": body.num_outputs_per_prompt}
 
@@ -41,16 +41,18 @@ def add_chat_routes(app: FastAPI, studio: Studio, held: HeldImages, route_class:
             return in_words_of(sent, error, _NAMES)
 
         num_choices = body.n or 1
-        given = to_parameters(to_image_request(body))
+        asked = to_image_request(body)
+        given, told = to_parameters(asked), of_strength(asked)
         try:
             per_choice, most = body.num_outputs_per_prompt or _take_number(given), studio.config.limits.max_images
             if min(num_choices, per_choice) > 1 and num_choices * per_choice > most:
                 got = f"got {num_choices} × {per_choice}"
                 raise ArgumentError(f"n choices may have at most {most} images together, {got}", parameter="n")
             given["num_images"] = num_choices * per_choice
-            drawing = await studio.draw(request, given, idempotency_key=idempotency_key)
+            files = await asked.pictures.files(studio.config.limits.max_image_bytes)
+            drawing = await studio.draw(request, given, files=files, idempotency_key=idempotency_key)
             link = held.linker(request) if body.links else None
-            answer = Answer(drawing, model, body.form, num_choices, link, drawing.warnings, say)
+            answer = Answer(drawing, model, body.form, num_choices, link, (*drawing.warnings, *told), say)
             if body.stream:
                 counted = body.includes_usage
                 chunks = write_chunks(answer, request, progress=bool(body.progress), includes_usage=counted)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import inspect
+import io
 import json
 import os
 import subprocess
@@ -50,6 +52,9 @@ def _run() -> None:
     import litellm
 
     async def call(function: str, arguments: dict[str, Any]) -> Any:
+        for name in ("image", "mask"):  # which JSON has as base64
+            if name in arguments:
+                arguments[name] = io.BytesIO(base64.b64decode(arguments[name]))
         if function == "Router.aimage_generation":
             router = litellm.Router(model_list=arguments.pop("model_list"))
             return await router.aimage_generation(**arguments)

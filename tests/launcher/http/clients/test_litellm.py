@@ -18,6 +18,7 @@ from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import Fakes, fake_engine, run
 from tests.launcher.http.clients.litellm_process import LiteLlm, litellm_process
 from tests.launcher.http.clients.tables.rows import GENERATIONS, SECRET, picture
+from tests.launcher.http.clients.tables.rows import drawn as picture_file
 from tests.launcher.http_servers import PROMPT, http_server, http_server_without_engine
 
 pytestmark = pytest.mark.slow
@@ -71,6 +72,26 @@ def test_images_and_their_tokens(run_folder: Path, litellm: LiteLlm) -> None:
             own = {"seed": 5, "num_inference_steps": 4}
             openais = {"quality": "high", "output_format": "webp", "user": "a", "background": "transparent"}
             drawn(await ask("aimage_generation", **ASK, **openais, extra_body=own), kind="WEBP")
+
+    run(test())
+
+
+def test_edits(run_folder: Path, litellm: LiteLlm) -> None:
+    async def test() -> None:
+        async with serving(run_folder, litellm) as (ask, _, _):
+            image, mask = (
+                base64.b64encode(file).decode() for file in (picture_file(), picture_file(mode="L", colour=255))
+            )
+            for function in ("image_edit", "aimage_edit"):
+                answer = await ask(function, **ASK, image=image, n=2, size="192x128")
+                drawn(answer)
+                assert len(answer["data"]) == 2
+                assert answer["usage"]["input_tokens_details"]["image_tokens"] > 0
+            own = {"mask": mask, "output_format": "webp", "quality": "high", "extra_body": {"strength": 0.5, "seed": 5}}
+            drawn(await ask("aimage_edit", **ASK, image=image, **own), kind="WEBP")
+            told = await ask("aimage_edit", **ASK, image=base64.b64encode(b"no picture").decode())
+            assert told[:2] == ["BadRequestError", 400]
+            assert "image" in told[2]
 
     run(test())
 

@@ -18,6 +18,7 @@ from tests.launcher.http.clients.tables.rows import (
     Got,
     Reads,
     Row,
+    drawn,
     picture,
     prompt,
     sentence,
@@ -28,6 +29,7 @@ SILLY_TAVERN_PAGE = "SillyTavern/SillyTavern@ba6f7b7: public/scripts/extensions/
 OPEN_WEBUI = "open-webui/open-webui@02530d5: backend/open_webui/routers/images.py"
 LIBRECHAT = "danny-avila/LibreChat@00b3bc3: api/app/clients/tools/structured/StableDiffusion.js"
 DIFY = "langgenius/dify@04bcf81: api/core/tools/provider/builtin/stablediffusion/tools/stable_diffusion.py"
+WEBUIAPI = "mix1009/sdwebuiapi: webuiapi/webuiapi.py"
 AUTO_SD_PAINT = "Interpause/auto-sd-paint-ext@011e72a: frontends/krita/krita_diff/client.py"
 
 _NOBODY = f"Basic {base64.b64encode(b'').decode()}"
@@ -124,6 +126,17 @@ _DIFY = prompt(
     hr_resize_y=0, hr_prompt="", hr_negative_prompt="", script_args=[], send_images=True, save_images=False,
     alwayson_scripts={},
 )  # fmt: skip
+_INIT, _MASK = (base64.b64encode(file).decode() for file in (drawn(), drawn(mode="L", colour=255)))
+_OVER = prompt(
+    init_images=[f"data:image/png;base64,{_INIT}"], mask=_MASK, resize_mode=0, denoising_strength=0.75, mask_blur=4,
+    inpainting_fill=0, inpaint_full_res=True, inpaint_full_res_padding=0, inpainting_mask_invert=0, styles=[], seed=-1,
+    subseed=-1, subseed_strength=0, seed_resize_from_h=0, seed_resize_from_w=0, batch_size=2, n_iter=1, steps=4,
+    cfg_scale=7.0, image_cfg_scale=1.5, width=192, height=128, restore_faces=False, tiling=False, negative_prompt="",
+    eta=1.0, s_churn=0, s_tmax=0, s_tmin=0, s_noise=1, override_settings={}, include_init_images=False,
+    override_settings_restore_afterwards=True, script_name=None, script_args=[], sampler_name=None, sampler_index=None,
+    send_images=True, save_images=False, alwayson_scripts={}, initial_noise_multiplier=1, do_not_save_samples=False,
+    do_not_save_grid=False,
+)  # fmt: skip
 
 ROWS = (
     _get("SillyTavern", "tries the address", SILLY_TAVERN, "options", _done, _ST),
@@ -173,9 +186,11 @@ ROWS = (
         path="/sdapi/v1/options", headers=_HTTPX | {"Content-Type": ""}),
     Row("Dify", "draws, with no Content-Type", DIFY, images(size=(128, 128)), _DIFY, path=TXT2IMG,
         headers=_HTTPX | {"Content-Type": ""}),
-    Row("Dify", "draws from an image", DIFY, sentence(404, "from a prompt alone"),
-        prompt(init_images=["iVBORw0KGgo="], denoising_strength=0.9), path="/sdapi/v1/img2img",
+    Row("Dify", "draws from an image", DIFY, images(size=(128, 128)),
+        _DIFY | {"init_images": [_INIT], "denoising_strength": 0.9}, path="/sdapi/v1/img2img",
         headers=_HTTPX | {"Content-Type": ""}),
+    Row("webuiapi", "draws over a part of an image", WEBUIAPI, images(2, size=(192, 128)), _OVER,
+        path="/sdapi/v1/img2img", headers={"Accept": "*/*", "User-Agent": "python-requests/2.32.3"}),
     Row("Krita's auto-sd-paint-ext", "asks for its own extension of A1111", AUTO_SD_PAINT, sentence(404, "/sdapi/v1"),
         method="GET", path="/sdapi/interpause/config", headers=_URLLIB),
 )  # fmt: skip

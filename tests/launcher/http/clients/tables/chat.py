@@ -15,6 +15,7 @@ from tests.launcher.http.clients.tables.rows import (
     OPENAI_PYTHON,
     Got,
     Row,
+    drawn,
     models,
     picture,
 )
@@ -79,6 +80,8 @@ def _deltas(got: Got) -> list[dict[str, Any]]:
     return [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
 
 
+_SHOWN = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{base64.b64encode(drawn()).decode()}"}}
+
 ROWS = (
     Row("Dify", "tries the credentials of its tool, with a joke", DIFY, _draws,
         {"model": "gpt-4.1-nano", "messages": _said("Tell me a joke."), "max_tokens": 10}, path=CHAT,
@@ -93,6 +96,9 @@ ROWS = (
     Row("Open WebUI", "makes files of pictures in a chat, with a custom parameter", OPEN_WEBUI, _streams_images,
         {"stream": True, "model": "krea-2-turbo", "messages": _said(PROMPT), "answer_as": "images"}, path=CHAT,
         headers=_BEARER),
+    Row("Open WebUI", "draws in a chat over an image that was added", OPEN_WEBUI, _streams,
+        {"stream": True, "model": "krea-2-turbo", "messages": _said([{"type": "text", "text": PROMPT}, _SHOWN])},
+        path=CHAT, headers=_BEARER),
     Row("SillyTavern", "draws in a chat with a custom source", SILLY_TAVERN, _streams,
         {"model": "krea-2-turbo", "stream": True, "temperature": 1, "max_tokens": 300, "presence_penalty": 0,
          "frequency_penalty": 0, "top_p": 1,

@@ -11,6 +11,7 @@ from tests.launcher.http.clients.tables.rows import (
     Got,
     Row,
     b64,
+    drawn,
     form,
     links,
     models,
@@ -18,6 +19,7 @@ from tests.launcher.http.clients.tables.rows import (
     sentence,
     warned,
 )
+from tests.launcher.http_servers import PROMPT
 
 OPEN_WEBUI = "open-webui/open-webui@02530d5: backend/open_webui/routers/images.py"
 LIBRECHAT_OAI = "danny-avila/LibreChat@8731432: api/app/clients/tools/structured/OpenAIImageTools.js"
@@ -33,8 +35,16 @@ DIFY_DALLE = "langgenius/dify-official-plugins@ce5822e: tools/dalle/tools/dalle3
 _BEARER = {"Authorization": f"Bearer {KEY}"}
 _NO_KEY = {"Authorization": "Bearer "}
 _N8N = AXIOS | _BEARER | {"OpenAI-Organization": ""}
+_FILE = ("image.png", drawn(), "image/png")
 _EDIT, _EDIT_TYPE = form(
-    model="gpt-image-1", prompt="with a hat", size="1024x1024", n="1", image=("a.png", b"\x89PNG\r\n")
+    ("image", _FILE), model="gpt-image-1", prompt=PROMPT, n="1", size="1024x1024", response_format="b64_json"
+)
+_TRANSPARENT, _TRANSPARENT_TYPE = form(
+    ("image[]", _FILE), model="gpt-image-1", prompt=PROMPT, n="1", background="transparent", quality="auto"
+)
+_TWO, _TWO_TYPE = form(*[("image[]", _FILE)] * 2, model="gpt-image-1", prompt=PROMPT, n="1", size="512x512")
+_LIBRECHAT, _LIBRECHAT_TYPE = form(
+    ("image[]", ("1.png", drawn(), "image/png")), model="gpt-image-1", prompt=PROMPT, quality="auto", size="auto"
 )
 
 
@@ -80,8 +90,12 @@ ROWS = (
         path="/images/generations", headers=AIOHTTP | _BEARER),
     Row("Open WebUI", "shows an error by its status alone", OPEN_WEBUI, _bad_request,
         prompt(model="dall-e-3", n=1, size="9x9", response_format="b64_json"), headers=AIOHTTP | _BEARER),
-    Row("Open WebUI", "edits an image", OPEN_WEBUI, sentence(404, "from a prompt alone", "/v1/images/generations"),
+    Row("Open WebUI", "edits an image", OPEN_WEBUI, warned(b64(), "neither mask nor strength"),
         _EDIT, path="/v1/images/edits", headers=AIOHTTP | _BEARER | {"Content-Type": _EDIT_TYPE}),
+    Row("Open WebUI", "edits an image whose background is to go", OPEN_WEBUI, warned(b64(size=(192, 128)), "opaque"),
+        _TRANSPARENT, path="/v1/images/edits", headers=AIOHTTP | _BEARER | {"Content-Type": _TRANSPARENT_TYPE}),
+    Row("Open WebUI", "edits two images at once", OPEN_WEBUI, sentence(400, "as references, are not taken yet"),
+        _TWO, path="/v1/images/edits", headers=AIOHTTP | _BEARER | {"Content-Type": _TWO_TYPE}),
     Row("LibreChat", "draws with the tool image_gen_oai", LIBRECHAT_OAI, b64(),
         prompt(model="gpt-image-1", n=1, background="auto", output_format="png", quality="auto", size="auto"),
         headers=OPENAI_NODE),
@@ -94,8 +108,8 @@ ROWS = (
     Row("LibreChat", "shows an error's message, behind the status", LIBRECHAT_OAI, sentence(400, "size 9x9"),
         prompt(model="gpt-image-1", n=1, background="auto", output_format="png", quality="auto", size="9x9"),
         headers=OPENAI_NODE),
-    Row("LibreChat", "edits an image", LIBRECHAT_OAI, sentence(404, "from a prompt alone"), _EDIT,
-        path="/v1/images/edits", headers=AXIOS | _BEARER | {"Content-Type": _EDIT_TYPE}),
+    Row("LibreChat", "edits an image", LIBRECHAT_OAI, warned(b64(size=(192, 128)), "neither mask"),
+        _LIBRECHAT, path="/v1/images/edits", headers=AXIOS | _BEARER | {"Content-Type": _LIBRECHAT_TYPE}),
     Row("LibreChat", "draws with the tool dalle, and saves what the link leads to", LIBRECHAT_DALLE, links(),
         prompt(model="dall-e-3", quality="standard", style="vivid", size="1024x1024", n=1), headers=OPENAI_NODE),
     Row("LibreChat", "draws with the tool flux, of another company's API", LIBRECHAT_FLUX,

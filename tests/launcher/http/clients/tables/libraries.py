@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+
 from tests.launcher.http.clients.tables.rows import (
     KEY,
     OPENAI_NODE,
@@ -9,12 +11,14 @@ from tests.launcher.http.clients.tables.rows import (
     Got,
     Row,
     b64,
+    drawn,
     form,
     links,
     models,
     prompt,
     sentence,
 )
+from tests.launcher.http_servers import PROMPT
 
 LOBE = "lobehub/lobe-chat: packages/model-runtime/src/core/openaiCompatibleFactory/createImage.ts"
 CHERRY = "CherryHQ/cherry-studio@146393a: src/renderer/src/aiCore/legacy/clients/openai/OpenAIBaseClient.ts"
@@ -36,7 +40,12 @@ CURL = "curl's manual"
 _BEARER = {"Authorization": f"Bearer {KEY}"}
 _FETCH = {"Accept": "*/*", "User-Agent": "node", "Accept-Language": "*", "Sec-Fetch-Mode": "cors"}
 _CURL = {"Accept": "*/*", "User-Agent": "curl/8.5.0"}
-_VARY, _VARY_TYPE = form(n="1", size="256x256", response_format="url", image=("a.png", b"\x89PNG\r\n"))
+_FILE = ("a.png", drawn(), "image/png")
+_VARY, _VARY_TYPE = form(("image", _FILE), n="1", size="256x256", response_format="url")
+_EDIT, _EDIT_TYPE = form(
+    ("image[]", _FILE), ("mask", ("m.png", drawn(mode="L", colour=255), "image/png")), model="krea-2-turbo",
+    prompt=PROMPT, n="1", quality="auto", user="a@b.c",
+)  # fmt: skip
 
 
 def _vercel(got: Got) -> None:
@@ -84,7 +93,7 @@ ROWS = (
     Row("go-openai", "draws", GO_OPENAI, links(count=1), prompt(n=1, size="256x256", response_format="url"),
         headers={"Accept": "application/json; charset=utf-8", "User-Agent": "Go-http-client/1.1",
                  "Content-Type": "application/json; charset=utf-8", "OpenAI-Organization": ""} | _BEARER),
-    Row("go-openai", "draws variations of an image", GO_OPENAI, sentence(404, "from a prompt alone"), _VARY,
+    Row("go-openai", "draws variations of an image", GO_OPENAI, sentence(404, "POST /v1/images/edits"), _VARY,
         path="/v1/images/variations",
         headers={"User-Agent": "Go-http-client/1.1", "Content-Type": _VARY_TYPE} | _BEARER),
     Row("Home Assistant", "draws with its action", HOME_ASSISTANT, links(),
@@ -94,8 +103,11 @@ ROWS = (
         prompt(model="krea-2-turbo", n=1, size="1024x1024", user="a@b.c", quality="auto"), headers=OPENAI_PYTHON),
     Row("LiteLLM", "asks for its proxy whether the model is well", LITELLM, b64(), prompt(model="krea-2-turbo"),
         headers=OPENAI_PYTHON),
-    Row("LiteLLM", "edits", LITELLM, sentence(404, "from a prompt alone"), _VARY, path="/v1/images/edits",
-        headers={"User-Agent": "litellm/1.110.2", "Content-Type": _VARY_TYPE} | _BEARER),
+    Row("LiteLLM", "edits with a mask", LITELLM, b64(size=(192, 128)), _EDIT, path="/v1/images/edits",
+        headers={"User-Agent": "litellm/1.110.2", "Content-Type": _EDIT_TYPE} | _BEARER),
+    Row("vLLM-Omni's users", "edit by JSON, as its servers take it", VLLM_OMNI, b64(size=(192, 128)),
+        prompt(model="krea-2-turbo", image=[f"data:image/png;base64,{base64.b64encode(drawn()).decode()}"],
+               strength=0.8, seed=42, num_inference_steps=4), path="/v1/images/edits", headers=OPENAI_PYTHON),
     Row("SillyTavern", "draws as from Together", TOGETHER, b64(),
         prompt(negative_prompt="", height=128, width=192, model="krea-2-turbo", steps=4, n=1, seed=9_999_999),
         headers=_FETCH | _BEARER),

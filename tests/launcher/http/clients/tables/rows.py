@@ -100,6 +100,13 @@ class Row:
             connection.close()
 
 
+def drawn(size: tuple[int, int] = (192, 128), mode: str = "RGB", colour: object = (0, 0, 255)) -> bytes:
+    """A picture that clients send: a PNG file of one colour, of a size that the demo was made for."""
+    file = io.BytesIO()
+    Image.new(mode, size, colour).save(file, "png")  # type: ignore[arg-type]
+    return file.getvalue()
+
+
 def picture(data: bytes, *, kind: str | None = "PNG", seed: int | None = None) -> Image.Image:
     """Decode a picture, which must be whole, of this kind or any, and that of this seed if the ranks are fakes."""
     image = Image.open(io.BytesIO(data))
@@ -184,9 +191,7 @@ def prompt(**more: Any) -> dict[str, Any]:
     return {"prompt": PROMPT, **more}
 
 
-def form(**fields: str | tuple[str, bytes]) -> tuple[bytes, str]:
-    """A multipart body and its Content-Type."""
-    files = {name: value for name, value in fields.items() if isinstance(value, tuple)}
-    data = {name: value for name, value in fields.items() if isinstance(value, str)}
-    request = httpx.Request("POST", "http://a", data=data, files=files)
+def form(*files: tuple[str, tuple[str, bytes, str]], **data: str) -> tuple[bytes, str]:
+    """A multipart body and its Content-Type. files: names of fields, and of each the file's name, content and type."""
+    request = httpx.Request("POST", "http://a", data=data, files=list(files))
     return request.read(), request.headers["Content-Type"]
