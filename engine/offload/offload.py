@@ -235,10 +235,11 @@ class Offload:
             return None
         return max(0, free - (self.encoding if encodes_beside else 0) - self.plan.sizes.dequantized)
 
-    def has_room_to_encode_beside(self) -> bool:
-        """Whether prompts can be encoded while an image of the default size is made, as far as that is known."""
+    def room_beside(self) -> int | None:
+        """Return the bytes that are left while an image of the default size is made and prompts are encoded, fewer than
+        0 if there is no room for both; None where that is not known."""
         free = self._free()
-        return free is None or free >= self.plan.work + self.encoding
+        return None if free is None else free - self.plan.work - self.encoding
 
     def left(self) -> int | None:
         """Return the bytes that a rank alone on its device can still allocate, None where that is not known."""

@@ -10,10 +10,12 @@ import torch
 from engine.config.model_config import ModelConfig
 from engine.device.devices import to_device
 from engine.model.patches import pack_latents
+from engine.model.tiles import SMALLEST_TILE
 from engine.model.vae_encoder import VAEEncoder
 from engine.parallel.group import Group
 from engine.pictures.encoded_picture import EncodedPicture
 from engine.pictures.pixels import Pixels
+from engine.planning.step_memory import DecodeMemory, picture_encode_bytes, picture_tile_side
 from engine.step import Picture
 
 
@@ -33,34 +35,37 @@ class PictureEncoder:
         device: torch.device,
         *,
         on_device: AbstractContextManager[None],
+        memory: DecodeMemory,
         together: bool,
         beside: bool,
     ) -> None:
-        """encoder: None on a rank that encodes nothing. on_device: within it the encoder is. together: all ranks have
-        the encoder, and share large pictures. beside: whether there may be such a stream. It does not wait for what the
-        current one has begun, so the encoder must be on the device at all times."""
+        """encoder: None on a rank that encodes nothing. on_device: within it the encoder is. memory: what encoding may
+        take, as decoding. together: all ranks have the encoder, and share large pictures. beside: whether there may be
+        such a stream. It does not wait for what the current one has begun, so the encoder must be on the device at all
+        times."""
         self._encoder, self._config, self._world, self._device = encoder, config, world, device
-        self._on_device, self._together = on_device, together
+        self._on_device, self._memory, self._together = on_device, memory, together
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" and beside else None
         self._held: dict[int, EncodedPicture] = {}
+        self.room: int | None = None  # the bytes that a picture may take beside a step; None where that is not known
 
     @property
     def held(self) -> int:
         """The number of pictures that are held."""
         return len(self._held)
 
-    def encode_in_turn(self) -> None:
-        """Encode in the stream of the steps from now on."""
-        self._stream = None
-
-    def encode(self, picture: Picture, pixels: Pixels | None, *, tile: int | None = None) -> None:
-        """Encode a picture and hold it. pixels: None on other ranks than the first. tile: the longest side of the tiles
-        in which it is encoded, in latent pixels; None for whole."""
-        with torch.cuda.stream(self._stream):
+    def encode(self, picture: Picture, pixels: Pixels | None, *, small: bool = False) -> None:
+        """Encode a picture and hold it. pixels: None on other ranks than the first. small: in the least memory there
+        is."""
+        width, height = picture.width, picture.height
+        tile, stream = SMALLEST_TILE if small else self._tile_side(width, height), self._stream
+        if self.room is not None and self._bytes(width, height) > self.room:
+            stream = None  # in turn with steps
+        with torch.cuda.stream(stream):
             encoded = self._encode(picture, pixels, tile)
-        if self._stream is not None:
+        if stream is not None:
             current = torch.cuda.current_stream(self._device)
-            current.wait_stream(self._stream)
+            current.wait_stream(stream)
             for tensor in (encoded.latents, encoded.mask):
                 if tensor is not None:
                     tensor.record_stream(current)
@@ -78,12 +83,13 @@ class PictureEncoder:
     def warm_up(self, width: int, height: int) -> None:
         """Encode a picture of this size where such are encoded, letting cuDNN choose the fastest ways to compute the
         convolutions."""
-        together = self._is_shared(height, None)
+        tile = self._tile_side(width, height)
+        together = self._is_shared(height, tile)
         if self._encoder is None or not (together or self._world.rank == 0):
             return
         with torch.cuda.stream(self._stream), self._on_device:
             pixels = torch.zeros((1, 3, height, width), device=self._device)
-            self._encoder.warm_up(pixels, group=self._world if together else None)
+            self._encoder.warm_up(pixels, tile=tile, group=self._world if together else None)
 
     def _encode(self, picture: Picture, pixels: Pixels | None, tile: int | None) -> EncodedPicture:
         """Encode a picture on the ranks that do it, and broadcast what others need to hold it too."""
@@ -106,6 +112,14 @@ class PictureEncoder:
             return EncodedPicture(pack_latents(latents, patch))
         mask = world.broadcast(self._placed(None if pixels is None else pixels.mask, size)).float().div_(255)
         return EncodedPicture(pack_latents(latents, patch), pack_latents(mask.expand(vae.z_dim, *size), patch))
+
+    def _tile_side(self, width: int, height: int) -> int | None:
+        """Choose the side of the tiles in which a picture is encoded, in latent pixels; None for whole."""
+        return picture_tile_side(self._config, width, height, self._memory.bytes_per_element, self._memory.limit)
+
+    def _bytes(self, width: int, height: int) -> int:
+        """Reckon what encoding a picture takes."""
+        return picture_encode_bytes(self._config, width, height, self._memory.bytes_per_element, self._memory.limit)
 
     def _is_shared(self, height: int, tile: int | None) -> bool:
         """Whether all ranks encode a picture of this height together."""

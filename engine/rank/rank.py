@@ -69,6 +69,7 @@ class Rank:
             mesh.world,
             device,
             on_device=model.offload.vae_encoder,
+            memory=model.decode_memory,
             together=config.decodes_together,
             beside=mesh.world.size == 1 and not model.saves_memory,
         )
@@ -188,10 +189,13 @@ class Rank:
         return {name: size for name, size in sizes.items() if size is not None}
 
     def fit_encoding(self) -> None:
-        """Encode prompts in turn with steps where both at once would leave no room for an image of the default size."""
-        if self.prompts.beside_steps and not self.model.offload.has_room_to_encode_beside():
+        """Encode prompts in turn with steps where both at once would leave no room for an image of the default size,
+        and so pictures that are too large for what room there is then."""
+        room = self.model.offload.room_beside()
+        if self.prompts.beside_steps and room is not None and room < 0:
             _logger.info("prompts are encoded between steps: beside them there is too little memory")
             self.prompts.encode_in_turn()
+        self.pictures.room = room
 
     def close(self) -> None:
         """Wait until every image has been decoded. Raises what went wrong there."""

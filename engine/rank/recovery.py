@@ -10,10 +10,9 @@ import torch
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.device.devices import is_out_of_memory, release_tensors
 from engine.errors import OutOfMemoryError
-from engine.model.tiles import SMALLEST_TILE
 from engine.pictures.picture_encoder import PictureEncoder
 from engine.pictures.pixels import Pixels
-from engine.planning.step_memory import batch_bytes, decode_bytes
+from engine.planning.step_memory import batch_bytes, decode_bytes, picture_encode_bytes
 from engine.rank.build import RankModel
 from engine.rank.image_decoder import ImageDecoder
 from engine.rank.job_state import JobState
@@ -90,7 +89,7 @@ class Recovery:
             _logger.warning("out of memory in encoding %d × %d: %s", picture.width, picture.height, error)
         self.free_memory()
         try:
-            pictures.encode(picture, pixels, tile=SMALLEST_TILE)
+            pictures.encode(picture, pixels, small=True)
         except Exception as error:
             if not self.survives(error):
                 raise
@@ -103,7 +102,7 @@ class Recovery:
         if job.picture is None or job.picture.picture_id not in self.lost:
             return False
         self.failed.add(job.job_id)
-        self._fail(job, "encoding its picture", self._in_small_tiles(job))  # which mirrors decoding
+        self._fail(job, "encoding its picture", self._in_small_tiles(job, picture_encode_bytes))
         return True
 
     def check_decoder(self) -> None:
@@ -124,12 +123,12 @@ class Recovery:
             if not self.survives(error):
                 raise
             _logger.warning("out of memory in decoding %d × %d in small tiles: %s", job.width, job.height, error)
-            self._fail(job, "decoding", self._in_small_tiles(job))
+            self._fail(job, "decoding", self._in_small_tiles(job, decode_bytes))
 
-    def _in_small_tiles(self, job: Job) -> int:
-        """Reckon the bytes that decoding takes at least."""
+    def _in_small_tiles(self, job: Job, reckon: Callable[..., int]) -> int:
+        """Reckon the bytes that decoding an image, or encoding its picture, takes at least."""
         element = self._model.decode_memory.bytes_per_element
-        return decode_bytes(self._model.config, job.width, job.height, element, 0)
+        return reckon(self._model.config, job.width, job.height, element, 0)
 
     def _fail(self, job: Job, what: str, needed: int) -> None:
         """Give a job up that had the device to itself. needed: bytes."""

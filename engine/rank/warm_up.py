@@ -13,7 +13,7 @@ import torch
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER
 from engine.parallel.link import measure_link
-from engine.planning.step_memory import batch_bytes, decode_bytes
+from engine.planning.step_memory import batch_bytes, decode_bytes, picture_encode_bytes
 from engine.rank.build import TYPICAL_PROMPT_TOKENS
 from engine.rank.cuda_graphs import PromptGraphs, StepGraphs
 from engine.rank.plan_building import PlanBuilder
@@ -77,6 +77,9 @@ def _make_image(rank: Rank, width: int, height: int, *, decodes: bool) -> None:
         batch_bytes(config, [tokens] * (1 + guided), degrees, element),
         batch_bytes(config, [tokens], degrees, element),
         decode_bytes(config, width, height, decoding.bytes_per_element, decoding.limit),
+        picture_encode_bytes(config, width, height, decoding.bytes_per_element, decoding.limit)
+        if model.engine.image_input
+        else 0,
     )
     torch.cuda.empty_cache()
     free = model.offload.free_for_steps(encodes_beside=rank.prompts.beside_steps)

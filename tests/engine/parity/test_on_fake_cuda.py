@@ -19,6 +19,7 @@ from engine.config.engine_config import DIT, DIT_LAYERWISE, TEXT_ENCODER, VAE
 from engine.kernels.packing import Packing
 from engine.lora.adapters import Adapters
 from engine.model.text_encoder import TextEncoder
+from engine.model.vae_encoder import VAEEncoder
 from engine.offload import host_buffers
 from engine.offload.offload import SwappedComponent
 from engine.parallel.mesh import Mesh
@@ -154,6 +155,25 @@ def test_the_images_are_the_cpus_and_nothing_relies_on_luck(
     assert_same_images(run.images, on_cpu)
     assert run.previews.keys() == {(job.job_id, step) for job in jobs(turbo) for step in range(1, job.steps)}
     assert len({stream for stream, _ in device.timeline.calls}) >= 2
+
+
+@pytest.mark.parametrize("room", [None, 0])
+def test_a_picture_is_encoded_beside_a_step_where_there_is_room(
+    turbo: Path, monkeypatch: pytest.MonkeyPatch, room: int | None
+) -> None:
+    beside, forward = list[bool](), VAEEncoder.forward
+
+    def watched(self: VAEEncoder, pixels: torch.Tensor, **options: Any) -> torch.Tensor:
+        beside.append(torch.cuda.current_stream() is run.rank.pictures._stream)
+        return forward(self, pixels, **options)
+
+    monkeypatch.setattr(VAEEncoder, "forward", watched)
+    with fake_cuda() as device:
+        run = Run(turbo, device.device, attention="torch")
+        run.rank.pictures.room = room
+        run.run(jobs(turbo)[1:2]).close()
+    device.check()
+    assert beside == [room is None]
 
 
 @pytest.mark.parametrize("offload", [(), (DIT_LAYERWISE, TEXT_ENCODER)], ids=["none", "layerwise"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.model.tiles import SMALLEST_TILE
 from engine.model.vae_encoder import VAEEncoder
 from engine.parallel.group import Group
 from engine.rank.rank import Rank
@@ -92,3 +93,28 @@ def test_ranks_encode_a_picture_together_if_each_gets_enough_of_its_rows(
         for one, first, other in zip(held, every[0], alone, strict=True):
             assert torch.equal(one, first)
             assert relative_error(one, other) <= 1e-5
+
+
+def test_a_picture_is_encoded_in_tiles_where_an_image_of_its_size_is_decoded_so(
+    rank_groups: RankGroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Together with nobody. It is the same picture."""
+    picture, tiles, forward = Picture(2, 512, 400), list[int | None](), VAEEncoder.forward
+
+    def watched(self: VAEEncoder, pixels: torch.Tensor, *, tile: int | None = None, **options: Any) -> torch.Tensor:
+        tiles.append(tile)
+        assert options == {"group": None}
+        return forward(self, pixels, tile=tile, **options)
+
+    def look(rank: Rank) -> torch.Tensor:
+        rank.pictures.encode(picture, pixels_of(picture) if rank.model.mesh.world.rank == 0 else None)
+        latents = rank.pictures.get(picture).latents
+        rank.pictures.forget([2])
+        return latents
+
+    monkeypatch.setattr(VAEEncoder, "forward", watched)
+    (whole,) = rank_groups.on_ranks(DEMO_CHECKPOINT, look)
+    one, other = rank_groups.on_ranks(DEMO_CHECKPOINT, look, vae_memory=1, tp=2)
+    assert tiles == [None, SMALLEST_TILE]
+    assert torch.equal(one, other)
+    assert relative_error(one, whole) <= 1e-5

@@ -198,4 +198,5 @@ def test_what_is_free_for_steps_leaves_room_for_encoding_beside_them(monkeypatch
     ranked.rank.fit_encoding()  # encoding in turn then, so that what fits without it still does
     assert not ranked.rank.prompts.beside_steps
     assert ranked.rank.memory()["free"] == both - 1
+    assert ranked.rank.pictures.room == -1
     ranked.rank.close()
