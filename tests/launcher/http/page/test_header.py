@@ -6,6 +6,7 @@ from playwright.sync_api import Page, expect
 
 from tests.launcher.http.page.fake_server import FakeServer
 from tests.launcher.http.page.page_use import open_page
+from tests.launcher.http.page.source.source_use import choose, write_picture
 
 
 def test_the_header_tells_the_model_the_device_and_the_load(page: Page, server: FakeServer) -> None:
@@ -63,6 +64,8 @@ def test_a_server_that_comes_back_with_another_model_is_told_apart(page: Page, s
     page.clock.install()
     open_page(page, server)
     page.get_by_label("Prompt", exact=True).fill("a fox")
+    choose(page, write_picture(160, 96))
+    expect(page.get_by_role("radio", name="Picture")).to_be_checked()
     page.route("**/ready", lambda route: route.abort())
     page.clock.run_for(20_000)
     expect(page.locator("#banner")).to_be_visible()
@@ -72,3 +75,5 @@ def test_a_server_that_comes_back_with_another_model_is_told_apart(page: Page, s
     expect(page.locator("#model")).to_have_text("another")
     expect(page.locator("#demo")).to_be_hidden()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value("a fox")
+    expect(page.get_by_role("radio", name="Picture")).to_be_checked()
+    expect(page.locator("#size-note")).to_have_text("As the picture: 160 × 96 pixels")

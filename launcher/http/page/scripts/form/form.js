@@ -58,6 +58,7 @@ export class Form {
     element("steps").max = limits.max_steps;
     element("guidance").max = limits.max_guidance;
     element("output_format").replaceChildren(...output_formats.map((format) => new Option(format.toUpperCase(), format)));
+    const isPictures = this.#sizes.isPictures; // where the server has been away for a while
     this.#sizes.offer(settings);
     this.#model = settings.model;
     this.#defaults = { ...defaults, prompt: "", negative_prompt: "", output_format: output_formats[0], seed: "", loras: [] };
@@ -66,6 +67,7 @@ export class Form {
     this.#set({ ...this.#defaults, ...kept, prompt, loras: [] });
     this.#loras.restore(kept.loras ?? []);
     this.#start.apply(settings);
+    if (isPictures && this.#start.size) this.#sizes.choosePictures();
     this.#keep();
     element("demo").hidden = !is_demo;
     if (is_demo) element("examples").replaceChildren(...SAMPLES.map(([prompt]) => this.#chip(prompt)));
