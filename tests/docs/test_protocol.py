@@ -135,6 +135,7 @@ def client_functions() -> dict[str, Any]:
 
 def test_the_document_s_client_makes_images(run_folder: Path, tmp_path: Path) -> None:
     assert set(re.findall(r"^(?:import|from) (\w+)", CLIENT, flags=re.MULTILINE)) == {
+        "pathlib",
         "re",
         "sys",
         "time",
@@ -159,7 +160,17 @@ def test_the_document_s_client_makes_images(run_folder: Path, tmp_path: Path) ->
             )
             assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
             assert Image.open(tmp_path / "image_0.png").size == (128, 128)
-            assert (await other.status()).done == 2
+            paths = [tmp_path / "photo.png", tmp_path / "mask.png"]
+            Image.new("RGB", (144, 112), "blue").save(paths[0])
+            Image.new("L", (144, 112), 255).save(paths[1])
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "client.py", fakes.address, "a red circle", *map(str, paths), cwd=tmp_path
+            )
+            assert await asyncio.wait_for(process.wait(), PATIENCE_S) == 0
+            assert Image.open(tmp_path / "image_0.png").size == (144, 112)
+            assert (await other.status()).done == 3
+            with pytest.raises(RuntimeError, match=r"^invalid_parameter: image "):
+                await asyncio.to_thread(generate, fakes.address, "a red circle", pictures=[tmp_path / "client.py"])
 
             fakes.ranks[0].hold = True
             call = asyncio.create_task(asyncio.to_thread(generate, fakes.address, "a red circle"))

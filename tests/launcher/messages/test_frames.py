@@ -6,9 +6,10 @@ from pathlib import Path
 from random import Random
 
 import msgspec
+import pytest
 import zmq
 
-from engine.errors import ServerError
+from engine.errors import ArgumentError, ServerError
 from launcher.client.async_client import AsyncClient
 from launcher.messages.client_messages import (
     Acknowledge,
@@ -17,14 +18,19 @@ from launcher.messages.client_messages import (
     Generate,
     Ping,
     Pong,
+    Request,
     Status,
     StatusReply,
 )
-from launcher.messages.encoding import decode_reply, encode, most_frame_bytes
+from launcher.messages.encoding import decode_reply, encode, most_frame_bytes, name_files
 from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 
 PROMPT = "a red circle on a blue background"
+
+
+def edit(*pictures: str) -> Generate:
+    return Generate(request_id="r", prompt="x", pictures=pictures)
 
 
 def test_malformed_messages_are_answered_or_dropped_and_counted(run_folder: Path) -> None:
@@ -102,5 +108,62 @@ def test_a_frame_above_the_limit_ends_its_connection_and_nothing_else(run_folder
             assert await monitor.poll(int(1000 * DEADLINE_S)), "the connection was not ended"
             socket.disable_monitor()
             assert (await client.generate(PROMPT, steps=1)).seeds
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("message", "files", "parameter", "told"),
+    [
+        (Ping(), [b"x"], "pictures", "1 binary frames follow the header, and a ping message has none"),
+        (
+            Generate(request_id="r", prompt="x"),
+            [b"x"],
+            "pictures",
+            "1 binary frames follow the header, and pictures names 0",
+        ),
+        (edit("image"), [b"x", b"y"], "pictures", "2 binary frames follow the header, and pictures names 1"),
+        (edit("image", "mask"), [b"x"], "mask", "mask is one of pictures, and its file did not follow the header"),
+        (edit("mask"), [b"x"], "mask", "mask needs the image that it is for"),
+        (
+            edit("image", "image"),
+            [b"x", b"y"],
+            "pictures",
+            "must be different ones of image, mask, got 'image', 'image'",
+        ),
+        (edit("photo"), [b"x"], "pictures", "must be different ones of image, mask, got 'photo'"),
+        (edit(*"x" * 100_000), [], "pictures", "must be different ones of image, mask, got 'x', 'x', 'x'"),
+        (edit("image"), [b""], "image", "image must be a file of 1 to 10 bytes, got 0"),
+        (edit("image", "mask"), [b"x", b"y" * 11], "mask", "mask must be a file of 1 to 10 bytes, got 11"),
+    ],
+)
+def test_files_that_are_not_what_the_header_says_are_an_error(
+    message: Request, files: list[bytes], parameter: str, told: str
+) -> None:
+    with pytest.raises(ArgumentError) as error:
+        name_files(message, files, Limits(max_image_bytes=10))
+    assert error.value.parameter == parameter
+    assert told in error.value.message
+    assert len(error.value.message) < 200
+
+
+def test_files_are_named_in_the_order_of_the_header() -> None:
+    assert name_files(edit("mask", "image"), [b"m", b"i"], Limits()) == {"mask": b"m", "image": b"i"}
+    assert name_files(edit("image"), [], Limits()) == {}  # sent again: whoever knows the request needs no more
+
+
+def test_files_that_make_no_sense_are_answered_by_the_name_of_their_request(run_folder: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, limits=Limits(max_image_bytes=10)) as fakes,
+            AsyncClient(fakes.address) as client,
+        ):
+            socket = fakes.raw()
+            for frames, request_id in (([encode(edit("image")), b"x" * 11], "r"), ([b"x" * 300_000], None)):
+                await socket.send_multipart(frames)
+                answer = decode_reply(await socket.recv())
+                assert isinstance(answer, Failed)
+                assert (answer.request_id, answer.code) == (request_id, ArgumentError.code)
+            assert (await client.status()).dropped_messages == 2
 
     run(test())
