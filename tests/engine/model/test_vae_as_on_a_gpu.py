@@ -13,6 +13,7 @@ from engine.kernels import image_norm, upsample
 from engine.kernels.attention import chunked as chunked_attention
 from engine.model import vae, vae_blocks
 from engine.model.vae import VAEDecoder
+from tests.engine.model.test_vae_encoder import encode, encoder_of, random_pixels, random_weights
 from tests.engine.model.test_vae_in_rows import split
 from tests.engine.model.test_vae_on_devices import REAL_PROPORTIONS, decoder
 
@@ -101,3 +102,14 @@ class Convolutions(TorchDispatchMode):
         if func is torch.ops.aten.conv2d.default:
             self.unbiased += len(args) < 3 or args[2] is None
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_latents_are_the_same(
+    monkeypatch: pytest.MonkeyPatch, loops_with_run_time_bounds: None, *, triton: bool
+) -> None:
+    model = encoder_of(random_weights(REAL_PROPORTIONS))
+    picture = random_pixels(model, 1, 3, 2)
+    on_cpu = encode(model, picture)
+    compute_as_on_a_gpu(monkeypatch, triton=triton)
+    torch.testing.assert_close(encode(model, picture), on_cpu, atol=TOLERANCE, rtol=0)
