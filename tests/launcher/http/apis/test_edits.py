@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-from collections.abc import Iterator
+import os
+import threading
+import tracemalloc
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from engine.config.engine_config import EngineConfig
+from launcher.client.async_client import NO_FILES
+from launcher.client.results import Event
+from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice, Outpaint
+from tests.launcher.fake_ranks import DEADLINE_S
 from tests.launcher.http.apis.fake_link import PROMPT, FakeLink, fake_server, png
 from tests.launcher.http.http_requests import error_of
 from tests.launcher.http_servers import events_of
+from tests.launcher.processes import wait_until
 
 EDITS, GENERATIONS = "/v1/images/edits", "/v1/images/generations"
 IMAGE, MASK = png(), png(colour=255, mode="L")
@@ -218,3 +227,50 @@ def test_what_is_logged_and_told_of_an_error_has_no_picture(server: tuple[TestCl
         answer = client.post(GENERATIONS, json={"prompt": "x", "image": image})
         assert answer.status_code == 400
         assert len(json.dumps(error_of(answer))) < 500
+
+
+LARGE = 8_000_000  # bytes of a file
+
+
+@pytest.mark.parametrize("kind", ["form", "json"])
+def test_no_copy_of_a_picture_is_left_while_it_is_drawn_over(kind: str) -> None:
+    waits, goes_on = threading.Event(), threading.Event()
+
+    class Slow(FakeLink):
+        async def follow(self, request: Generate, files: Mapping[str, bytes] = NO_FILES) -> AsyncGenerator[Event, None]:
+            events = super().follow(request, files)
+            yield await anext(events)
+            self.files = {}
+            waits.set()
+            await asyncio.to_thread(goes_on.wait)
+            async for event in events:
+                yield event
+
+    def body() -> dict[str, Any]:
+        file = os.urandom(LARGE)
+        if kind == "form":
+            return {"data": {"prompt": PROMPT}, "files": {"image": ("a", file)}}
+        return {"json": {"prompt": PROMPT, "image": base64.b64encode(file).decode()}}
+
+    with fake_server(link=Slow()) as (client, _):
+        request = client.build_request("POST", EDITS, **body())
+        sent = request.read()
+        del request
+        headers = {"Content-Type": form_type(sent) if kind == "form" else "application/json"}
+        tracemalloc.start()
+        try:
+            sending = threading.Thread(target=lambda: client.post(EDITS, content=sent, headers=headers))
+            sending.start()
+            assert waits.wait(DEADLINE_S)
+            wait_until(lambda: tracemalloc.get_traced_memory()[0] < LARGE // 2, "the picture's being let go")
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+            goes_on.set()
+        sending.join(DEADLINE_S)
+    assert most > LARGE  # or else nothing was traced
+
+
+def form_type(sent: bytes) -> str:
+    boundary = sent[2 : sent.index(b"\r\n")].decode()
+    return f"multipart/form-data; boundary={boundary}"
