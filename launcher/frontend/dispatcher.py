@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -96,7 +97,8 @@ class Dispatcher:
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._decoding: frozenset[int] = frozenset()  # at the last `check_decoder`
         guided, loop = model.divides_guidance(config.engine.degrees), asyncio.get_running_loop()
-        self._warm_up = WarmUp(model, encode, job_ids, self._costs, guided, loop.time)
+        pictures = config.engine.image_input
+        self._warm_up = WarmUp(model, encode, job_ids, self._costs, guided, loop.time, pictures=pictures)
         if not config.warm_up:
             self._warm_up.end()
         self.supervisor = RankSupervisor(config, children, context, self)
@@ -183,7 +185,8 @@ class Dispatcher:
             if step is None:
                 return
             work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
-            group.send(step, work, expected_s=self._expected_s(step, work), pixels=self._pixels.of(step))
+            pixels = ChainMap(self._pixels.by_picture, self._warm_up.pixels)
+            group.send(step, work, expected_s=self._expected_s(step, work), pixels=pixels)
 
     def _expected_s(self, step: Step, work: Work) -> float | None:
         """How long a step may take, but for its prompts; None where that is not known, as of reading an adapter."""

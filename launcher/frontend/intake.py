@@ -135,7 +135,7 @@ class Intake:
                 request=number,
                 priority=checked.priority,
                 arrived=arrival.came,
-                pixels=None if picture is None else picture.pixels,
+                pixels=None if checked.picture is None else checked.picture.pixels,
             )
         try:
             waited_s = 0.0 if picture is None else now - arrival.came

@@ -2,7 +2,7 @@
 
 First a growing number of small images at once, until more tokens in a step no longer make more tokens a second; then a
 large image, which tells attention's share; then some colourful images to the end, from which rank 0 also learns to draw
-previews.
+previews; then, where pictures may go in, a small one that is encoded.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from dataclasses import replace
 
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.config.model_config import ModelConfig
+from engine.pictures.pixels import Pixels
 from engine.scheduling.cost import CostModel, Work, choose_budget
-from engine.step import Job, Step, StepTimes
+from engine.step import Job, Picture, Step, StepTimes
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.rank_messages import Ready
 from launcher.requests.tokenizer import Prompt
@@ -46,9 +47,10 @@ _PROMPTS = (
 class WarmUp:
     """Gives one step at a time, for `LONGEST_S` seconds of its clock at most.
 
-    guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones. budget:
-    the tokens of a step that it found best, if it did. rough: what steps cost is only known from the few that it had
-    made when it was cut off. More attributes than others: what is to be measured, how far it is, and what was measured.
+    guided: its images are, as in a mode that divides a guided one, whose steps say nothing of unguided ones. pixels: of
+    the picture that it has encoded, if ranks can, by its id. budget: the tokens of a step that it found best, if it
+    did. rough: what steps cost is only known from the few that it had made when it was cut off. More attributes than
+    others: what is to be measured, how far it is, and what was measured.
     """
 
     def __init__(
@@ -59,8 +61,14 @@ class WarmUp:
         costs: CostModel,
         guided: bool,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        pictures: bool = False,
     ) -> None:
         self._clock = clock
+        self.pixels: dict[int, Pixels] = {}
+        if pictures:
+            side = self._small(model)
+            self.pixels[next(job_ids)] = Pixels(side, side, bytes(3 * side * side))
         self._model, self._encode, self._job_ids, self._costs, self._guided = model, encode, job_ids, costs, guided
         self.budget: int | None = None
         self.rough = False
@@ -139,7 +147,7 @@ class WarmUp:
         self._next = next(self._steps)
 
     def _run(self, most_tokens: int) -> Generator[Step, StepTimes, None]:
-        small = min(_SMALL, self._model.default_width, self._model.default_height)
+        small = self._small(self._model)
         large = max(self._model.default_width, 2 * small)
         fastest = self._fastest
 
@@ -173,7 +181,16 @@ class WarmUp:
             yield Step(number=0, start=() if step else tuple(images), denoise=ids)
         for job_id in ids:  # one by one, so that a request that comes now need not wait long for its own
             yield Step(number=0, decode=(job_id,))
+        for picture_id, pixels in self.pixels.items():
+            picture = Picture(picture_id, pixels.width, pixels.height)
+            for _ in range(_REPEATS):
+                job = replace(self._job(_PROMPTS[0], small, 0), picture=picture)
+                yield Step(number=0, start=(job,), encode=(picture,), forget=(picture_id,))
         yield from self._release()
+
+    @staticmethod
+    def _small(model: ModelConfig) -> int:
+        return min(_SMALL, model.default_width, model.default_height)
 
     def _release(self) -> Generator[Step, StepTimes, None]:
         yield Step(number=0, release=tuple(self._jobs))

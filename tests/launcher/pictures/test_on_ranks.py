@@ -11,7 +11,7 @@ import pytest
 
 from engine.errors import QueueFullError
 from engine.pictures.pixels import Pixels
-from engine.step import Picture, Step
+from engine.step import Picture
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
 from launcher.frontend import intake
@@ -51,7 +51,7 @@ def pictured(monkeypatch: pytest.MonkeyPatch) -> Pictured:
 
 async def kept(fakes: Fakes) -> int:
     """Pictures that the front-end keeps for its ranks."""
-    return len(fakes.frontend._dispatcher._pixels)
+    return len(fakes.frontend._dispatcher._pixels.by_picture)
 
 
 def test_pixels_go_to_rank_0_alone_with_the_step_that_starts_the_first_image(
@@ -177,9 +177,8 @@ def test_pixels_are_kept_until_the_last_job_of_their_picture_has_ended() -> None
     for job in jobs:
         held.add(job, PIXELS)
     held.add(make_job(2), None)
-    step = Step(0, start=tuple(jobs), encode=(picture,))
     for job_id in (1, 2, 3):
         held.end(job_id)
-    assert held.of(step) == {5: PIXELS}
+    assert held.by_picture == {5: PIXELS}
     held.end(0)
-    assert len(held) == 0
+    assert not held.by_picture
