@@ -10,7 +10,14 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.lora.files import AdapterFile
-from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, packed_bytes
+from engine.planning.step_memory import (
+    DecodeMemory,
+    batch_bytes,
+    decode_bytes,
+    encode_bytes,
+    packed_bytes,
+    picture_encode_bytes,
+)
 from launcher.requests.check import CheckedRequest
 from launcher.requests.plan import Plan
 
@@ -38,18 +45,21 @@ class RankMemory:
         """Take `size` bytes of every rank. Returns what is left."""
         return self if self.free is None else replace(self, free=tuple(available - size for available in self.free))
 
-    def needed(self, segments: Sequence[int], size: tuple[int, int]) -> list[int]:
+    def needed(self, segments: Sequence[int], size: tuple[int, int], *, pictured: bool = False) -> list[int]:
         """Reckon the bytes by rank of an image alone, from its segments' tokens, and its width and height in pixels.
+        pictured: it begins from a picture.
 
-        Rank 0 may decode images while the next step runs, the others help it between two steps.
+        Rank 0 may decode images while the next step runs, the others help it between two steps. Pictures are encoded
+        before a step denoises, by the ranks that decode.
         """
         stepping = max(
             batch_bytes(self.model, segments, self.engine.degrees, self.bytes_per_element),
             encode_bytes(self.model, self.engine.tp, self.bytes_per_element),
         )
-        decoding = self._decoding(size)
-        elsewhere = max(stepping, decoding) if self.engine.decodes_together else stepping
-        return [stepping + decoding] + [elsewhere] * (self.engine.ranks - 1)
+        decoding, element, limit = self._decoding(size), self.decode.bytes_per_element, self.decode.limit
+        encoding = picture_encode_bytes(self.model, *size, element, limit) if pictured else 0
+        elsewhere = max(stepping, decoding, encoding) if self.engine.decodes_together else stepping
+        return [max(stepping, encoding) + decoding] + [elsewhere] * (self.engine.ranks - 1)
 
     def needed_by_default(self) -> list[int]:
         """Reckon the bytes by rank of an image of the default size, whatever its prompt."""
@@ -59,14 +69,16 @@ class RankMemory:
         """Raise `ArgumentError` if an image of the request, alone, needs more than some rank has free."""
         if self.free is None:
             return
-        needed = self.needed(plan.segments, (checked.width, checked.height))
-        for rank, (available, wanted) in enumerate(zip(self.free, needed, strict=True)):
+        size = checked.width, checked.height
+        needed = self.needed(plan.segments, size, pictured=checked.picture is not None)
+        alone = self.needed(plan.segments, size)
+        for rank, (available, wanted, without) in enumerate(zip(self.free, needed, alone, strict=True)):
             if wanted > available:
-                raise ArgumentError(
-                    f"width × height {checked.width} × {checked.height} needs about {wanted / 1e9:.1f} GB on rank "
-                    f"{rank}, which has {available / 1e9:.1f} GB free",
-                    parameter="width",
-                )
+                parameter, what = "width", f"width × height {size[0]} × {size[1]}"
+                if without <= available:
+                    parameter, what = "image", f"image, to be encoded as {size[0]} × {size[1]},"
+                has = f"rank {rank}, which has {available / 1e9:.1f} GB free"
+                raise ArgumentError(f"{what} needs about {wanted / 1e9:.1f} GB on {has}", parameter=parameter)
 
     def token_budget(self, most: int) -> int:
         """Reckon the tokens of a step, at most `most`, that all ranks have memory for while an image is decoded."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
-from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes
+from engine.pictures.pixels import Pixels
+from engine.planning.step_memory import DecodeMemory, batch_bytes, decode_bytes, encode_bytes, picture_encode_bytes
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
+from launcher.pictures.prepared import PreparedPicture
 from launcher.requests.check import check
 from launcher.requests.plan import Plan
 from launcher.requests.rank_memory import RankMemory
@@ -33,6 +37,29 @@ def test_a_request_is_let_in_where_its_step_and_its_decoding_fit(element: int) -
     let_in(enough)
     with pytest.raises(ArgumentError, match="1024 × 1024 needs about"):
         let_in(enough - 1)
+
+
+def test_a_picture_is_let_in_where_it_can_be_encoded_beside_a_decoding_and_the_error_names_it() -> None:
+    plain = check(Generate(request_id="r", prompt="a fox", width=1024, height=1024), DEMO, Limits(), drawn_seed=0)
+    request = replace(plain, picture=PreparedPicture((1024, 1024), Pixels(1024, 1024, b"")))
+    plan = Plan((), (TOKENS,), ())
+    encode, decode = picture_encode_bytes(DEMO, 1024, 1024, 4), decode_bytes(DEMO, 1024, 1024, 4)
+    stepping = batch_bytes(DEMO, [TOKENS], ENGINE.degrees, 2)
+    assert encode > stepping
+
+    def memory(*free: int, **options: int) -> RankMemory:
+        return RankMemory(DEMO, replace(ENGINE, tp=len(free), **options), "cpu", free, DecodeMemory(4))
+
+    memory(encode + decode).check(plan, request)
+    memory(encode + decode - 1).check(plan, plain)
+    with pytest.raises(ArgumentError, match="image, to be encoded as 1024 × 1024, needs about") as error:
+        memory(encode + decode - 1).check(plan, request)
+    assert error.value.parameter == "image"
+    with pytest.raises(ArgumentError, match="width × height 1024 × 1024 needs about"):
+        memory(stepping).check(plan, request)
+    memory(encode + decode, max(encode, decode)).check(plan, request)  # which share it
+    tiled = RankMemory(DEMO, ENGINE, "cpu", (10**12,), DecodeMemory(4, limit=encode // 4))
+    assert tiled.needed((TOKENS,), (1024, 1024), pictured=True)[0] < encode + decode
 
 
 def test_images_of_wider_elements_leave_less_to_loras_and_to_tokens() -> None:
