@@ -1,4 +1,5 @@
-"""Two real ranks that are killed, stopped, or brought down by a request, while eight requests are in flight."""
+"""Two real ranks that are killed, stopped, or brought down by a request, while eight requests are in flight, four of
+them with pictures."""
 
 from __future__ import annotations
 
@@ -44,6 +45,25 @@ REQUESTS = [
         ]
     )
 ]  # fmt: skip
+
+
+def picture(side: int) -> np.ndarray:
+    return np.linspace(0, 255, side * side * 3).reshape(side, side, 3).astype(np.uint8)
+
+
+def upper_half(side: int) -> np.ndarray:
+    return np.repeat([255, 0], side // 2)[:, None].repeat(side, 1).astype(np.uint8)
+
+
+# What some of them begin from, by seed: an image alone, one of which only a part is repainted, and one that is only
+# encoded and decoded.
+for seed, begin_from in {
+    1: {"image": picture(96), "strength": 0.6, "num_images": 2},
+    3: {"image": picture(64), "mask": upper_half(64)},
+    5: {"image": picture(64), "mask": upper_half(64), "strength": 0.5},
+    6: {"image": picture(128), "strength": 0.0},
+}.items():
+    REQUESTS[seed] |= begin_from
 
 # A rank that raises whenever a job with the poisonous seed starts.
 POISONED_RANK = f"""
@@ -205,8 +225,8 @@ async def disturb(chaos: Chaos, disturbance: Disturbance) -> None:
             assert (await client.status()).restarts > restarts
             assert max(result.attempt for result in results) > 1
     for result, undisturbed in zip(results, chaos.calm, strict=True):
-        difference = np.asarray(result.images[0], int) - np.asarray(undisturbed.images[0], int)
-        assert np.abs(difference).max() <= 1
+        for image, other in zip(result.images, undisturbed.images, strict=True):
+            assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
 
 
 # In other modes: what the front-end does when ranks are lost is the same, and so are the ranks' ends. Poison of real
