@@ -63,26 +63,6 @@ def test_the_server_is_ready_when_the_warm_up_is_over_and_knows_how_long_work_ta
     run(test())
 
 
-@pytest.mark.parametrize("image_input", [True, False])
-def test_it_has_a_picture_encoded_where_they_may_go_in(run_folder: Path, image_input: bool) -> None:
-    async def test() -> None:
-        engine = EngineConfig(image_input=image_input)
-        async with fake_engine(run_folder, engine=engine, warm_up=True) as fakes, AsyncClient(fakes.address) as client:
-            await until_ready(client)
-            (rank,) = fakes.ranks
-            encodings = [index for index, step in enumerate(rank.steps) if step.encode]
-            assert len(encodings) == (warmup._REPEATS if image_input else 0)
-            for index in encodings:
-                (picture,) = rank.steps[index].encode
-                pixels = rank.pixels[index][picture.picture_id]
-                assert len(pixels.rgb) == picture.pixels * 3
-                assert rank.steps[index].forget == (picture.picture_id,)
-            costs = fakes.frontend._dispatcher.scheduler.costs
-            assert costs.encode_picture_s(128 * 128) == pytest.approx(rank.picture_s if image_input else rank.decode_s)
-
-    run(test())
-
-
 def test_a_request_that_comes_meanwhile_goes_first(run_folder: Path) -> None:
     class Slow(FakeRank):
         def _answer(self, step: Step) -> None:

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.engine_config import EngineConfig
 from engine.errors import QueueFullError
 from engine.pictures.pixels import Pixels
 from engine.step import Picture
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
-from launcher.frontend import intake
+from launcher.frontend import intake, warm_up
 from launcher.messages.client_messages import Progress
 from launcher.pictures.held import HeldPixels
 from launcher.pictures.prepared import PreparedPicture
-from tests.launcher.fake_ranks import Fakes, fake_engine, run
+from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
 from tests.launcher.ranks.losing_ranks import PROMPT, lose
 from tests.virtual_ranks import make_job
 
@@ -167,6 +168,32 @@ def test_estimates_and_deadlines_count_what_pictures_took_to_encode(run_folder: 
             pictured(None)
             await client.generate(PROMPT, steps=1, num_images=2, timeout_s=20)
             assert await kept(fakes) == 0
+
+    run(test())
+
+
+@pytest.mark.parametrize("image_input", [True, False])
+def test_the_warm_up_has_a_picture_encoded_where_they_may_go_in(
+    run_folder: Path, image_input: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_up, "LONGEST_S", DEADLINE_S)
+
+    async def test() -> None:
+        engine = EngineConfig(image_input=image_input)
+        async with fake_engine(run_folder, engine=engine, warm_up=True) as fakes, AsyncClient(fakes.address) as client:
+            async with asyncio.timeout(DEADLINE_S):
+                while not (await client.status()).ready:
+                    await asyncio.sleep(0.01)
+            (rank,) = fakes.ranks
+            encodings = [index for index, step in enumerate(rank.steps) if step.encode]
+            assert len(encodings) == (warm_up._REPEATS if image_input else 0)
+            for index in encodings:
+                (picture,) = rank.steps[index].encode
+                pixels = rank.pixels[index][picture.picture_id]
+                assert len(pixels.rgb) == picture.pixels * 3
+                assert rank.steps[index].forget == (picture.picture_id,)
+            costs = fakes.frontend._dispatcher.scheduler.costs
+            assert costs.encode_picture_s(128 * 128) == pytest.approx(rank.picture_s if image_input else rank.decode_s)
 
     run(test())
 
