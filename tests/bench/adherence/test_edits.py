@@ -220,3 +220,14 @@ def test_a_mistake_is_named_before_anything_starts(
         main(arguments)
     assert raised.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow  # the tests above hold what is asked for and counted; this draws with the demo
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("task", TASKS)
+def test_the_demo_changes_what_was_asked_for(task: str, tmp_path: Path) -> None:
+    file = tmp_path / "lines.jsonl"
+    status = main(["--task", task, "--prompts", "40", "--device", "cpu", "--json", str(file)])
+    rates = json.loads(file.read_text())["rates"]
+    assert status == 0, rates["all"]
+    assert task != "inpaint" or rates["kept"]["share"] == rates["other"]["share"] == 1
