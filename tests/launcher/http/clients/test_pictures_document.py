@@ -16,22 +16,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import krea2
+from bench.engines.real_size import KREA2
 from demo.captions import parse
 from demo.judge import look, verdict
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
+from engine.model.vae_encoder import VAEEncoder
 from engine.pictures.strength import steps_of
+from engine.planning.step_memory import picture_encode_bytes
 from engine.rank.sampling import DISTILLED_MU, make_sigmas
 from launcher.cli.main import commands
 from launcher.cli.prompts import collect
 from launcher.requests.image_metadata import read_made
+from tests.docs.documents import ROOT
 from tests.launcher.demo_server import Server
 from tests.launcher.processes import PATIENCE_S, Marked, connect
 
-DOCUMENT = (Path(__file__).parents[4] / "docs" / "pictures.md").read_text()
+DOCUMENT = (ROOT / "docs" / "pictures.md").read_text()
 ADDRESS = "http://127.0.0.1:30000"
 COMMANDS = [
     line.strip() for line in re.findall(r"^    (?:krea2|python) .*$", DOCUMENT.replace("\\\n", " "), re.MULTILINE)
@@ -162,6 +167,17 @@ def test_its_table_of_strengths_is_what_is_run() -> None:
             run, skipped = steps_of(steps, float(strength), rule)
             expected += [str(run), f"{float(make_sigmas(run + skipped, DISTILLED_MU)[skipped]):.3f}"]
         assert cells == expected
+
+
+def test_what_the_encoder_is_said_to_take_is_what_is_reckoned() -> None:
+    told = " ".join((ROOT / "docs" / "small-gpus.md").read_text().split())
+    with torch.device("meta"):
+        weights = 2 * sum(parameter.numel() for parameter in VAEEncoder(KREA2.vae).parameters())
+    square, in_float32, largest = (
+        picture_encode_bytes(KREA2, side, side, size) / 1e9 for side, size in ((1024, 2), (1024, 4), (2896, 2))
+    )
+    assert f"{weights / 1e9:.2f} GB of weights in bfloat16" in told
+    assert f"{square:.1f} GB for 1024² in bfloat16 and {in_float32:.1f} GB in float32, {largest:.1f} GB for 8.4" in told
 
 
 def pixels(file: bytes) -> bytes:
