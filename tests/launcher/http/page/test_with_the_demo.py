@@ -16,6 +16,7 @@ from tests.launcher.demo_server import serve_demo
 from tests.launcher.http.page.fake_server import PAGE
 from tests.launcher.http.page.page_use import copied, run
 from tests.launcher.http.page.samples import read_samples
+from tests.launcher.http.page.source.source_use import paint
 
 
 def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page, tmp_path: Path) -> None:
@@ -48,6 +49,21 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page, tmp_path
             assert drawn.read_bytes() == downloading.value.path().read_bytes()
             drawn.unlink()
 
+        page.get_by_role("button", name="Start from this picture").click()
+        page.locator("#mask").click()
+        page.locator("#painter-size").fill("40")
+        paint(page, (0.75, 0.2), (0.75, 0.8))
+        page.locator("#painter-done").click()
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator(".picture")).to_have_count(2)
+        with page.expect_download() as edited:
+            page.get_by_role("link", name="Download").first.click()
+        with Image.open(downloading.value.path()) as before, Image.open(edited.value.path()) as after:
+            difference = ImageChops.difference(before.convert("RGB"), after.convert("RGB"))
+            left, _, right, _ = difference.getbbox()  # the brush covered from 70 to 122, and 8 pixels run into it
+            assert 62 <= left < right > 96
+        page.get_by_role("button", name="Remove", exact=True).click()
+
         page.get_by_text("More", exact=True).click()
         page.locator("#steps").fill("200")
         page.get_by_label("Custom").check()
@@ -63,7 +79,7 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page, tmp_path
         expect(page.locator("#steps-error")).to_have_text("steps must be between 1 and 200, got 0")
         page.locator("#steps").fill("2")
         page.get_by_role("button", name="Generate").click()
-        expect(page.locator(".picture")).to_have_count(2)
+        expect(page.locator(".picture")).to_have_count(3)
 
         page.get_by_label("Prompt", exact=True).fill("a fox in the snow")
         page.get_by_role("button", name="Generate").click()
@@ -72,4 +88,4 @@ def test_the_demo_draws_shows_previews_and_can_be_cancelled(page: Page, tmp_path
         expect(told.locator("p")).to_have_text(domain.note)
         expect(told.locator("p")).to_be_hidden()
         page.get_by_role("button", name="Dismiss").click()
-        expect(page.locator(".picture")).to_have_count(3)
+        expect(page.locator(".picture")).to_have_count(4)
