@@ -76,5 +76,5 @@ def test_a_table_goes_to_stderr_and_a_trace_to_its_file(marked: Marked, tmp_path
     processes = {event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert processes == {"client", "front-end", "rank 0", "rank 1"}
     tracks = {event["args"]["name"] for event in events if event["name"] == "thread_name" and event["pid"] == 10}
-    assert tracks == {f"{track}: prompt-{index}" for track in ("text", "denoise", "VAE") for index in range(2)}
+    assert tracks == {f"{track}: prompt-{index}" for track in ("encode", "denoise", "VAE") for index in range(2)}
     marked.expect_nothing_left()
