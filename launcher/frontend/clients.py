@@ -24,6 +24,7 @@ from launcher.messages.own_clients import PREFIX, OwnClients, own_address
 MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
 _MESSAGES_UNREAD = 4  # in zmq's queue of a client's, which may have pictures; what comes on top waits where it is
+_MOST_FRAMES = 64  # of a message; those of fewer that are too many are answered
 _OUTBOX_MESSAGES = 1024  # in an outbox, after which a message without a key is dropped
 _OUTBOX_S = 0.05  # between attempts to empty the outboxes
 _ENDING = Cancel, Acknowledge, Ping  # what a client may still send whose key was taken away
@@ -74,7 +75,7 @@ class Clients:
         self._socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         inside = bind(self._socket, own_address(run_folder))
         room = room_for_connections(reserve=_RESERVE + _RESERVE_A_RANK * ranks, files=FILES)
-        self._entrance = Entrance(address, inside, most=min(MOST, room))
+        self._entrance = Entrance(address, inside, most=min(MOST, room), most_frames=_MOST_FRAMES)
 
     @property
     def address(self) -> str:

@@ -21,6 +21,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from launcher.logs import log_event
+from launcher.messages.connections.framing import Unfinished
 from launcher.messages.connections.sockets import bind, remove_socket
 
 FILES = 3  # of a connection: the client's, and both ends of the one inside
@@ -38,15 +39,25 @@ class Entrance:
 
     While there are as many, others wait in the kernel's short queue, or are refused by it, and connections that have
     been silent for 30 s make room for them. `address` is where clients connect: with the port that was taken. ipv6: see
-    `bind`. clients: who they are, for the log. Raises `LaunchError` if it cannot be listened on.
+    `bind`. clients: who they are, for the log. most_frames: of a message, for clients that are not ours: a connection
+    with a longer one ends, and so does that whose message began first when those that have not come whole have more
+    than `MOST_UNDER_WAY` bytes together. Raises `LaunchError` if it cannot be listened on.
     """
 
     def __init__(
-        self, address: str, inside: str, *, most: int = MOST, ipv6: bool = False, clients: str | None = None
+        self,
+        address: str,
+        inside: str,
+        *,
+        most: int = MOST,
+        ipv6: bool = False,
+        clients: str | None = None,
+        most_frames: int | None = None,
     ) -> None:
         self._inside = inside.removeprefix("ipc://")
         self._most = most
         self._clients = clients
+        self._unfinished = None if most_frames is None else Unfinished(most_frames, self._end_for)
         self._relays: dict[asyncio.Task[None], _End] = {}  # each with the end where the client is
         self._calm_s: float | None = None  # for how long there has been room; None: the log has not said otherwise
         self.address, self._listening = _listen(address, ipv6=ipv6)
@@ -108,6 +119,8 @@ class Entrance:
                 self._tell_full(error=error.strerror)
             return
         outer, inner = _End(outside, self._loop), _End(inside, self._loop)
+        if self._unfinished is not None:
+            outer.follow = self._unfinished.begin(outer)
         outer.other, inner.other = inner, outer
         task = self._loop.create_task(self._relay(outer, inner))
         self._relays[task] = outer
@@ -129,6 +142,12 @@ class Entrance:
         finally:
             for end in (outer, inner):
                 end.abort()
+            if self._unfinished is not None:
+                self._unfinished.forget(outer)
+
+    def _end_for(self, end: _End, reason: str) -> None:
+        end.abort()
+        log_event("rpc connection ended", level="warning", reason=reason, clients=self._clients)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         del self._relays[task]
@@ -187,6 +206,7 @@ class _End(asyncio.Protocol):
     """One end of a relay: what comes to it leaves at the other, and what the other cannot send yet holds it up.
 
     lost: done when its connection has ended. silent_s: seconds for which nothing has come, while they are counted.
+    follow: hears what comes, and says whether it may pass.
     """
 
     other: _End
@@ -195,6 +215,7 @@ class _End(asyncio.Protocol):
         self.connection, self._loop = connection, loop
         self.lost: asyncio.Future[None] = loop.create_future()
         self.silent_s = 0.0
+        self.follow: Callable[[bytes], bool] | None = None
         self._transport: asyncio.Transport | None = None
         self._early = b""  # what came to the other before this one began
 
@@ -221,6 +242,8 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.silent_s = 0.0
+        if self.follow is not None and not self.follow(data):
+            return
         if self.other._transport is None:
             self.other._early += data
         else:

@@ -31,7 +31,7 @@ class Door:
         self.router.set(zmq.RCVTIMEO, int(1000 * PATIENCE_S))
         inside = bind(self.router, f"ipc://{folder}/inside")
         address = "tcp://127.0.0.1:0" if kind == "tcp" else f"ipc://{folder}/rpc"
-        self.entrance = Entrance(address, inside, most=most)
+        self.entrance = Entrance(address, inside, most=most, most_frames=8)
 
     def dealer(self, context: zmq.Context[Any]) -> zmq.Socket[bytes]:
         dealer: zmq.Socket[bytes] = context.socket(zmq.DEALER)
@@ -96,6 +96,18 @@ def test_others_wait_at_the_bound_and_are_let_in_below_it(door: Door) -> None:
         wait_until(lambda: door.entrance.connections == 1, "the end of the others")
         dealer.close(linger=0)
     wait_until(lambda: door.entrance.connections == 0, "the end of the last")
+
+
+def test_a_message_of_too_many_frames_ends_its_connection_alone(door: Door) -> None:
+    with zmq.Context() as context, door.dealer(context) as dealer, door.dealer(context) as other:
+        other.send(b"one")
+        assert door.router.recv_multipart()[1] == b"one"
+        with dealer.get_monitor_socket(zmq.EVENT_DISCONNECTED) as monitor:
+            dealer.send_multipart([b"x"] * 9)
+            assert monitor.poll(int(1000 * PATIENCE_S)), "its connection goes on"
+            dealer.disable_monitor()
+        other.send_multipart([b"x"] * 8)
+        assert len(door.router.recv_multipart()) == 1 + 8
 
 
 def test_silent_connections_make_room_and_those_that_speak_stay(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
