@@ -78,6 +78,18 @@ class PictureReader:
             self._process = None
 
     async def _read(self, wanted: Wanted, files: Mapping[str, bytes]) -> PreparedPicture:
+        try:
+            answer, parts = await self._ask(wanted, files)
+        except _NotBegunError:  # which is not the files' doing, so that they get another process
+            try:
+                answer, parts = await self._ask(wanted, files)
+            except _NotBegunError as error:
+                raise ServerError(_SHUT if self._closed else str(error)) from None
+        if isinstance(answer, Refused):
+            raise ArgumentError(answer.message, parameter=answer.parameter)
+        return _prepared(answer, parts)
+
+    async def _ask(self, wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Laid | Refused, list[bytes]]:
         if self._closed:
             raise ServerError(_SHUT)
         if self._process is None or self._process.child.wait(0):  # it has ended meanwhile: memory may have run out
@@ -85,16 +97,18 @@ class PictureReader:
             self._process = _Process()
         kept = False
         try:
-            answer, parts = await self._process.ask(wanted, files)
+            answer = await self._process.ask(wanted, files)
             kept = True
+            return answer
         except Krea2Error as error:
             raise ServerError(_SHUT) if self._closed else error from None
         finally:
             if not kept:  # what it may still say is of a request that is over
                 self._end()
-        if isinstance(answer, Refused):
-            raise ArgumentError(answer.message, parameter=answer.parameter)
-        return _prepared(answer, parts)
+
+
+class _NotBegunError(Exception):
+    """The process has ended before it began with the files."""
 
 
 class _Process:
@@ -114,8 +128,8 @@ class _Process:
     async def ask(self, wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Laid | Refused, list[bytes]]:
         """Have it read files. Returns its answer with its parts.
 
-        Raises `ArgumentError` about the file over which it dies or takes too long, and `ServerError` if that happens
-        before it begins. Whatever is raised, it is of no further use.
+        Raises `ArgumentError` about the file over which it dies or takes too long, `_NotBegunError` if it dies before
+        that, and `ServerError` if it does not begin. Whatever is raised, it is of no further use.
         """
         name: str | None = None
         too_long: float | None = None
@@ -138,7 +152,8 @@ class _Process:
             too_long = READ_S if "SIGPROF" in ended else None
         log_event("picture process lost", level="error" if name is None else "warning", reason=ended, picture=name)
         if name is None:
-            raise ServerError(f"pictures cannot be read: the process for them {ended}")
+            told = f"pictures cannot be read: the process for them {ended}"
+            raise _NotBegunError(told) if too_long is None else ServerError(told)
         if too_long is not None:
             raise ArgumentError(f"{name} took longer than {too_long:g} s to read", parameter=name)
         raise ArgumentError(f"{name} could not be read: the process for it {ended}", parameter=name)

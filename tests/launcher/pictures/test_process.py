@@ -98,6 +98,30 @@ def test_a_file_that_kills_it_or_takes_too_long_is_an_error_about_it_and_the_nex
     run(test())
 
 
+def test_one_that_ends_before_it_begins_costs_nobody_a_request_unless_the_next_does_so_too(
+    demo: ModelConfig, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, kills = reading._Process._send, [True, False, True, True]
+
+    async def send_to_a_dead_one(process: Any, *work: Any) -> None:
+        if kills.pop(0):
+            process.kill()
+            process.child.wait(PATIENCE_S)
+        await send(process, *work)
+
+    monkeypatch.setattr(reading._Process, "_send", send_to_a_dead_one)
+
+    async def test() -> None:
+        reader = Reader(demo)
+        await reader.reads_again()
+        with pytest.raises(ServerError, match=r"^pictures cannot be read: the process for them was killed by SIGKILL"):
+            await reader.reads_again()
+        assert kills == []
+        reader.close()
+
+    run(test())
+
+
 def test_who_stops_waiting_stops_the_reading_and_who_came_first_is_next(
     demo: ModelConfig, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
