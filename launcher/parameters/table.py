@@ -184,6 +184,7 @@ TABLE: tuple[Other, ...] = (
         ("save_images", "send_images", "do_not_save_samples", "do_not_save_grid", "save_output"),
         f"{_A1111}, {_SGLANG}", "the answer has the images", ignored=True, quiet=True,
     ),
+    Other(("drop_params",), "LiteLLM's proxy", "it is about LiteLLM itself", ignored=True, quiet=True),
     Other(("sync_mode", "webhook", "webhook_url", "callback_url"), _HOSTED, "the answer has the images", ignored=True),
     Other(
         ("rollout", "rollout_sde_type", "perf_dump_path", "profile", "debug", "task_type"), _SGLANG,

@@ -115,7 +115,7 @@ class Studio:
         # The front-end would say the same, but what the previews need is known here only afterwards.
         checked = check(message, self.model, self.config.limits, drawn_seed=0)
         if message.preview_every is None and partial_images:
-            every = math.ceil(checked.steps / (partial_images + 1))
+            every = max(1, math.ceil(checked.steps / (partial_images + 1)))  # of strength 0 there is no step
             message = msgspec.structs.replace(message, preview_every=every)
         message = msgspec.structs.replace(message, idempotency_key=idempotency_key)
         files = {} if files is None else files

@@ -127,6 +127,13 @@ def test_a_stream_tells_of_an_edit(server: tuple[TestClient, FakeLink]) -> None:
     assert link.request.preview_every is not None
 
 
+def test_a_strength_of_0_which_has_no_steps_may_have_previews(server: tuple[TestClient, FakeLink]) -> None:
+    client, link = server
+    data = {"prompt": PROMPT, "stream": "true", "partial_images": "2", "strength": "0"}
+    assert client.post(EDITS, data=data, files={"image": FILES["image"]}).status_code == 200
+    assert (link.request.strength, link.request.preview_every) == (0, 1)
+
+
 def test_links_are_answered_as_for_other_images(server: tuple[TestClient, FakeLink]) -> None:
     client, _ = server
     data = {"prompt": PROMPT, "response_format": "url"}

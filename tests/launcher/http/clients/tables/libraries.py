@@ -44,7 +44,7 @@ _FILE = ("a.png", drawn(), "image/png")
 _VARY, _VARY_TYPE = form(("image", _FILE), n="1", size="256x256", response_format="url")
 _EDIT, _EDIT_TYPE = form(
     ("image[]", _FILE), ("mask", ("m.png", drawn(mode="L", colour=255), "image/png")), model="krea-2-turbo",
-    prompt=PROMPT, n="1", quality="auto", user="a@b.c",
+    prompt=PROMPT, n="1", quality="auto", user="a@b.c", drop_params="true",
 )  # fmt: skip
 
 
@@ -103,7 +103,7 @@ ROWS = (
         prompt(model="krea-2-turbo", n=1, size="1024x1024", user="a@b.c", quality="auto"), headers=OPENAI_PYTHON),
     Row("LiteLLM", "asks for its proxy whether the model is well", LITELLM, b64(), prompt(model="krea-2-turbo"),
         headers=OPENAI_PYTHON),
-    Row("LiteLLM", "edits with a mask", LITELLM, b64(size=(192, 128)), _EDIT, path="/v1/images/edits",
+    Row("LiteLLM", "edits with a mask for its proxy", LITELLM, b64(size=(192, 128)), _EDIT, path="/v1/images/edits",
         headers={"User-Agent": "litellm/1.110.2", "Content-Type": _EDIT_TYPE} | _BEARER),
     Row("vLLM-Omni's users", "edit by JSON, as its servers take it", VLLM_OMNI, b64(size=(192, 128)),
         prompt(model="krea-2-turbo", image=[f"data:image/png;base64,{base64.b64encode(drawn()).decode()}"],
