@@ -6,6 +6,8 @@ import io
 
 from PIL import Image, ImageChops, ImageCms
 
+from engine.errors import ArgumentError
+
 _DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 _SPACES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of profiles, and the mode of what they describe
 _SAME = 2  # levels by which a profile may change colours and still be sRGB, but for rounding
@@ -44,12 +46,28 @@ def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 def mask_levels(image: Image.Image) -> Image.Image:
     """Return what a mask repaints, as L: what is transparent if anything is, else what is white. What is nearly black
-    or white is meant to be: JPEG files have no sharp edges."""
+    or white is meant to be: JPEG files have no sharp edges.
+
+    Raises `ArgumentError` about one that is nearly black all over, as programs make it whose levels are 0 and 1.
+    """
     if image.mode == "RGBA":
         levels = ImageChops.invert(image.getchannel("A"))
     else:
         levels = (image.convert("RGB") if image.mode == "CMYK" else image).convert("L")
+        lightest = max(level for level, pixels in enumerate(levels.histogram()) if pixels)
+        if 0 < lightest < _NEARLY:
+            told = f"it is nearly black all over, its lightest level is {lightest} of 255"
+            raise ArgumentError(f"mask must be white where the image is repainted: {told}", parameter="mask")
     return levels.point([0 if level < _NEARLY else 255 if level > 255 - _NEARLY else level for level in range(256)])
+
+
+def is_white_on_nothing(mask: Image.Image) -> bool:
+    """Whether a mask is transparent but for what is white: that was painted to be repainted, or is what stays."""
+    if mask.mode != "RGBA":
+        return False
+    opaque = mask.getchannel("A").point([0] * 128 + [255] * 128)
+    seen = Image.composite(mask.convert("L"), Image.new("L", mask.size, 255), opaque)
+    return opaque.getbbox() is not None and not any(seen.histogram()[: 256 - _NEARLY])
 
 
 def _by_profile(colours: Image.Image, profile: bytes) -> Image.Image:

@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from engine.errors import ArgumentError
-from launcher.pictures.colours import in_srgb, mask_levels, plain
+from launcher.pictures.colours import in_srgb, is_white_on_nothing, mask_levels, plain
 from launcher.pictures.file_kinds import check_size, kind_of, unreadable, webp_size
 from launcher.pictures.geometry import Canvas, Size
 
@@ -38,6 +38,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _LYING = (5, 6, 7, 8)
+_WHITE_STAYS = (
+    "mask: what is transparent of it is repainted, and what is white stays; to repaint what is white, lay it over black"
+)
 
 T = TypeVar("T")
 
@@ -74,9 +77,13 @@ class PictureFile:
         canvas = lay_out(self.size)
         return canvas, self._try(lambda: self._seen(canvas))
 
-    def mask(self) -> Image.Image:
-        """Decode it as a mask, L: 255 where it repaints, 0 where it keeps."""
-        return self._try(lambda: mask_levels(plain(self._loaded())))
+    def mask(self) -> tuple[Image.Image, tuple[str, ...]]:
+        """Decode it as a mask, L: 255 where it repaints, 0 where it keeps; and what its maker is to be warned of."""
+        return self._try(self._as_mask)
+
+    def _as_mask(self) -> tuple[Image.Image, tuple[str, ...]]:
+        image = plain(self._loaded())
+        return mask_levels(image), (_WHITE_STAYS,) if is_white_on_nothing(image) else ()
 
     def _seen(self, canvas: Canvas) -> Image.Image:
         profile = self._image.info.get("icc_profile")

@@ -54,8 +54,8 @@ def _serve(front_end: socket.socket) -> None:
             _begin(front_end, name)
             file = PictureFile(name, files.pop(name), wanted.limits.max_image_pixels)
             compared = compare_mask(file.size, source)
-            warnings = (*warnings, compared) if compared else warnings
-            mask = file.mask()
+            mask, told = file.mask()
+            warnings = (*warnings, *([compared] if compared else ()), *told)
         layers = make_layers(canvas, picture, mask, wanted)
         answer, parts = _answer(layers, canvas.size, warnings)
     except ArgumentError as error:

@@ -98,6 +98,10 @@ def test_a_transparent_mask_repaints_what_is_transparent(read: Read) -> None:
     assert picture.pixels.mask == black.pixels.mask
     assert picture.pixels.mask is not None
     assert picture.pixels.mask.count(255) == 16
+    (warning,) = picture.warnings
+    assert warning.startswith("mask: what is transparent of it is repainted, and what is white stays")
+    mask.paste((0, 0, 0, 255), (0, 0, 32, 32))  # as the picture itself with a hole has other colours
+    assert read(image=saved(noise(96, 96)), mask=saved(mask)).warnings == ()
 
 
 def test_a_smaller_mask_of_the_same_shape_is_scaled(read: Read) -> None:
@@ -140,7 +144,7 @@ def test_previews_show_what_stays_of_the_source(read: Read, crop: int | None) ->
     ("wanted", "parameter", "message"),
     [
         ({"mask": saved(Image.new("L", (96, 96)))}, "mask", "it is black all over"),
-        ({"mask": mask_of((96, 96), (0, 0, 96, 96), level=7)}, "mask", "it is black all over"),
+        ({"mask": mask_of((96, 96), (0, 0, 96, 96), level=7)}, "mask", "all over, its lightest level is 7 of 255"),
         ({"mask": mask_of((96, 96), (1, 1, 8, 8))}, "mask", "too small, below 8 pixels: give mask_crop"),
         ({"mask": mask_of((96, 96), (0, 0, 96, 5)), "width": 192, "height": 96}, "mask", "repaints nothing of the 192"),
         ({"outpaint": Outpaint(), "mask": mask_of((96, 96), (0, 0, 96, 96))}, "outpaint", "on at least one side"),
