@@ -113,6 +113,10 @@ def check(
         if run + skipped > MOST_SCHEDULE_STEPS:
             allowed = f"0, or at least {steps / MOST_SCHEDULE_STEPS:g} with {steps} steps"
             raise ArgumentError.of("strength", allowed, strength)
+        if partial and strength < 1 and skipped == 0:
+            least = 1 - 1 / steps if request.strength_steps == "partial" else steps / (steps + 1)
+            told = f"with {steps} steps a strength above {math.floor(least * 1000) / 1000:g} is as good as 1"
+            warnings.append(f"nothing of the picture is kept: {told}")
     width, height = _size(request.width, request.height, model, limits)
     if picture is not None:
         width, height = picture.width, picture.height

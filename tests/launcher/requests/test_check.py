@@ -180,6 +180,15 @@ def test_of_a_picture_the_strength_says_which_steps_are_run() -> None:
     assert (kept.steps, kept.skipped_steps) == (0, 8)
 
 
+@pytest.mark.parametrize(("rule", "least"), [("partial", 0.875), ("full", 0.888)])
+def test_a_strength_that_keeps_nothing_of_a_picture_is_warned_of(rule: Any, least: float) -> None:
+    (warning,) = checked(pictures=("image",), strength=0.9, strength_steps=rule).warnings
+    assert warning == f"nothing of the picture is kept: with 8 steps a strength above {least} is as good as 1"
+    assert checked(pictures=("image",), strength=least, strength_steps=rule).warnings == ()
+    assert checked(pictures=("image",), strength=1, strength_steps=rule).warnings == ()  # which says so
+    assert checked(pictures=("image", "mask"), strength=0.9, strength_steps=rule).warnings == ()
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

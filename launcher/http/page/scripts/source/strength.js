@@ -18,11 +18,16 @@ export function stepsRun(steps, strength, all) {
   return all ? steps : steps - Math.trunc(steps - Math.min(steps * strength, steps));
 }
 
+/** Whether noise covers all of what is drawn anew, as it does at a strength of 1. */
+function keepsNothing(strength, steps, all) {
+  return strength === 1 || (steps !== null && (all ? Math.trunc(steps / strength) : stepsRun(steps, strength)) === steps);
+}
+
 /** In words. part: what is drawn anew, where that is not the whole picture; steps: null while nobody knows. */
 export function meaning(strength, { part = null, steps = null, all = false }) {
   const run = steps === null ? null : stepsRun(steps, strength, all);
   if (strength === 0) return "Nothing is drawn: the picture comes back as it is.";
-  const words = strength < 1 ? WHOLE.find(([below]) => strength < below)[1] : anew(part);
+  const words = keepsNothing(strength, steps, all) ? anew(part) : WHOLE.find(([below]) => strength < below)[1];
   return run === null ? words : `${words} ${run} of ${plural(steps, "step")} ${run === 1 ? "is" : "are"} run.`;
 }
 
