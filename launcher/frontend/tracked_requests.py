@@ -50,7 +50,7 @@ class TrackedRequest:
     lingering: asyncio.TimerHandle | None = None  # until it ends, since nobody follows it
     outcome: list[tuple[Image | Failed, tuple[bytes, ...]]] = field(default_factory=list)  # kept until acknowledged
     request_id: str = ""
-    _told: asyncio.Event = field(default_factory=asyncio.Event)  # of all steps of images that have come
+    _told: asyncio.Event = field(default_factory=asyncio.Event)  # of steps of images that have come
 
     def __post_init__(self) -> None:
         self.timings = Timings(self.arrived)
@@ -72,8 +72,8 @@ class TrackedRequest:
         self.timings.stepped(job_ids, done.times, now, encoded=encoded, pictured=pictured, denoised=denoised)
         if self.life is not None:
             self.life.stepped(job_ids, done)
-            if self.life.is_told:
-                self._told.set()
+        if self._is_told:
+            self._told.set()
 
     def image_came(self, image: Decoded, now: float) -> None:
         """Note that an image has come."""
@@ -81,16 +81,16 @@ class TrackedRequest:
         self.timings.decoded(image.job_id, image.decode_s, now)
         if self.life is not None:
             self.life.decoded(image.job_id, image.decode_s, now)
-            if not self.life.is_told:  # ranks answer over connections of their own
-                self._told.clear()
+        if not self._is_told:  # ranks answer over connections of their own
+            self._told.clear()
 
     async def written(self, job_id: int, came: float, now: float) -> None:
-        """Note that a file has been made of an image that came at `came`. Returns when all is known that is to be told
-        of its life, if that is asked for."""
+        """Note that a file has been made of an image that came at `came`. Returns when something is known of where its
+        time went and, if that is asked for, all that is to be told of its life."""
         self.timings.written(came, now)
         if self.life is not None:
             self.life.written(job_id, came, now)
-            await self._told.wait()
+        await self._told.wait()
 
     def start_over(self, now: float) -> None:
         """Forget what ranks that died had made of it, but for images that are there."""
@@ -130,6 +130,10 @@ class TrackedRequest:
         for timer in (self.timer, self.lingering):
             if timer is not None:
                 timer.cancel()
+
+    @property
+    def _is_told(self) -> bool:
+        return self.timings.is_told and (self.life is None or self.life.is_told)
 
     @property
     def attempt(self) -> int:

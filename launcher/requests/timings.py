@@ -25,6 +25,11 @@ class Timings:
         self._denoised: dict[int, float] = {}  # the latest step of each job
         self._images: set[int] = set()  # jobs whose image has come
 
+    @property
+    def is_told(self) -> bool:
+        """Whether a step of each image that has come is known: all that a picture has that is only encoded."""
+        return self._images <= self._denoised.keys()
+
     def begin(self, now: float) -> None:
         """Note that its first step is sent."""
         self._began = now

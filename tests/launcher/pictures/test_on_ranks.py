@@ -156,6 +156,26 @@ def test_a_picture_of_no_steps_is_encoded_and_decoded_without_progress_and_count
     run(test())
 
 
+def test_encoding_counts_where_another_rank_says_only_after_the_image_that_it_is_done(
+    run_folder: Path, pictured: Pictured
+) -> None:
+    async def test() -> None:
+        async with fake_engine(run_folder, tp=2) as fakes, AsyncClient(fakes.address) as client:
+            for rank in fakes.ranks:
+                rank.encode_s = rank.denoise_s = rank.decode_s = 0.0
+            fakes.ranks[1].hold = True
+            pictured(PIXELS)
+            call = asyncio.create_task(client.generate(PROMPT, steps=20))
+            async with asyncio.timeout(DEADLINE_S):
+                while not [each for each in fakes.frontend._requests._requests if each.timings.seconds["total"]]:
+                    await asyncio.sleep(0.01)  # until its file is there
+            assert not call.done()
+            fakes.ranks[1].resume()
+            assert (await call).timings["encode_picture"] > 0
+
+    run(test())
+
+
 def test_estimates_and_deadlines_count_what_pictures_took_to_encode(run_folder: Path, pictured: Pictured) -> None:
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
