@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 
 import msgspec
 import zmq
@@ -16,10 +16,11 @@ from launcher.messages.client_messages import Acknowledge, Cancel, Closing, Fail
 from launcher.messages.connections.entrance import FILES, MOST, Entrance
 from launcher.messages.connections.open_files import room_for_connections
 from launcher.messages.connections.sockets import bind, send_now
-from launcher.messages.encoding import MessageError, decode_request, encode, most_frame_bytes, name_files
+from launcher.messages.encoding import Files, MessageError, decode_request, encode, most_frame_bytes, name_files
 from launcher.messages.keys import ServerKeys
 from launcher.messages.limits import Limits
 from launcher.messages.own_clients import PREFIX, OwnClients, own_address
+from launcher.threads import in_own_thread
 
 MAX_CLIENTS = 1024
 _MESSAGES_AHEAD = 64  # in zmq's queue for a client; what comes on top waits in its outbox
@@ -52,7 +53,7 @@ class Clients:
         *,
         run_folder: str,
         ranks: int = 1,
-        on_message: Callable[[bytes, Request, Mapping[str, bytes]], None],
+        on_message: Callable[[bytes, Request, Files], None],
         limits: Limits = Limits(),  # noqa: B008
         keys: ServerKeys | None = None,
         own: OwnClients | None = None,
@@ -91,7 +92,7 @@ class Clients:
         """Handle messages until cancelled."""
         while True:
             try:
-                self._handle(await self._receive())
+                await self._handle(await self._receive())
             except Exception as error:  # our own mistake, which must not cost the other clients their requests
                 log_exception(error)
                 self.dropped_messages += 1
@@ -204,7 +205,7 @@ class Clients:
         """Wait for the last replies to have left, for a second at most, and end all connections."""
         self._entrance.close()
 
-    def _handle(self, frames: list[bytes]) -> None:
+    async def _handle(self, frames: list[bytes]) -> None:
         client, *sent = frames
         if not sent or (client.startswith(PREFIX) and not self.is_own(client)):
             self.dropped_messages += 1
@@ -218,6 +219,10 @@ class Clients:
             about = problem.request_id if isinstance(problem, MessageError) else getattr(message, "request_id", None)
             self.send_failure(client, about, error)
             return
+        if isinstance(message, Generate) and message.idempotency_key is not None and files:
+            await in_own_thread(lambda: files.digest)  # 50 MB keep nothing but the next message waiting
+            if client.startswith(PREFIX) and not self.is_own(client):  # it has ended meanwhile
+                return
         refusal = self._refusal(client, message)
         if refusal is not None:
             self.send_failure(client, getattr(message, "request_id", None), refusal)

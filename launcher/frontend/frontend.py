@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -34,7 +34,7 @@ from launcher.frontend.warm_up import AfterWarmUp
 from launcher.logs import dropped_lines, log_event
 from launcher.messages import client_messages as messages
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.encoding import as_krea2_error, describe
+from launcher.messages.encoding import Files, as_krea2_error, describe
 from launcher.messages.keys import ServerKeys
 from launcher.messages.message_parts import Stage
 from launcher.messages.own_clients import OwnClients
@@ -171,7 +171,7 @@ class Frontend:
 
     # ---- what clients send
 
-    def _handle(self, client: bytes, message: messages.Request, files: Mapping[str, bytes]) -> None:
+    def _handle(self, client: bytes, message: messages.Request, files: Files) -> None:
         match message:
             case messages.Generate(request_id=request_id):
                 caller = self._clients.caller_of(client, message)

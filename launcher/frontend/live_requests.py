@@ -7,7 +7,7 @@ it. When ranks die, the requests that they had run again.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator
 
 from engine import errors
 from engine.config.model_config import ModelConfig
@@ -25,7 +25,7 @@ from launcher.frontend.tracked_requests import DEATHS_FATAL, TrackedRequest, Tra
 from launcher.logs import log_exception
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.encoding import describe
+from launcher.messages.encoding import Files, describe
 from launcher.messages.rank_messages import Decoded, DoneStep, JobFailed, Previewed
 from launcher.ranks.rank_group import JobReport
 from launcher.requests.image_files import encode_image, in_thread
@@ -82,7 +82,7 @@ class LiveRequests:
 
     # ---- what clients ask for
 
-    def generate(self, client: bytes, message: Generate, caller: str, files: Mapping[str, bytes]) -> None:
+    def generate(self, client: bytes, message: Generate, caller: str, files: Files) -> None:
         """Take a request, or say again what became of it if it is known. Raises the error for which it is refused.
 
         caller: whose it is. files: of its pictures, by their names.

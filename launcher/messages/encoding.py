@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
+from hashlib import sha256
 from typing import Any
 
 import msgspec
@@ -33,6 +35,15 @@ _TYPE_NAMES = {
 encode = msgspec.msgpack.Encoder().encode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode  # raises `msgspec.DecodeError`
 _decode_request = msgspec.msgpack.Decoder(Request).decode
+
+
+class Files(dict[str, bytes]):
+    """The files of a request's pictures, by their names."""
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A digest of all, whatever their order; in a thread at first, since large ones take a while."""
+        return sha256(b"".join(name.encode() + sha256(file).digest() for name, file in sorted(self.items()))).digest()
 
 
 class MessageError(Exception):
@@ -71,7 +82,7 @@ def decode_request(frame: bytes) -> Request:
     raise MessageError(request_id, wrong)
 
 
-def name_files(message: Request, files: Sequence[bytes], limits: Limits) -> dict[str, bytes]:
+def name_files(message: Request, files: Sequence[bytes], limits: Limits) -> Files:
     """Name the files in the binary frames behind a message by the `pictures` that they are. There may be none, as
     behind a request that is sent again. Raises `ArgumentError` for others than it says that there are."""
     names = message.pictures if isinstance(message, Generate) else ()
@@ -91,7 +102,7 @@ def name_files(message: Request, files: Sequence[bytes], limits: Limits) -> dict
     for name, file in zip(names, files, strict=False):
         if not 0 < len(file) <= limits.max_image_bytes:
             raise ArgumentError.of(name, f"a file of 1 to {limits.max_image_bytes} bytes", len(file))
-    return dict(zip(names, files, strict=False))
+    return Files(zip(names, files, strict=False))
 
 
 def encode_request(message: Request) -> bytes:

@@ -7,7 +7,6 @@ nothing to another.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -15,7 +14,7 @@ import msgspec
 
 from engine.errors import IdempotencyConflictError
 from launcher.messages.client_messages import Generate
-from launcher.messages.encoding import encode
+from launcher.messages.encoding import Files, encode
 
 KEPT_S = 600.0  # an answer, after the end of its request
 KEPT_BYTES = 256 * 2**20  # of all answers; above that, or above so many, the oldest go first
@@ -97,8 +96,7 @@ class Repeats(Generic[Request]):
         self._bytes -= self._entries.pop(name).size
 
 
-def digest_of(message: Generate, files: Mapping[str, bytes]) -> bytes:
+def digest_of(message: Generate, files: Files) -> bytes:
     """A digest of all that a request asks for, its pictures' files among it."""
     asked = msgspec.structs.replace(message, request_id="-", caller=None, idempotency_key=None)
-    pictures = [name.encode() + hashlib.sha256(file).digest() for name, file in sorted(files.items())]
-    return hashlib.sha256(b"".join([encode(asked), *pictures])).digest()
+    return hashlib.sha256(encode(asked) + files.digest).digest()

@@ -14,7 +14,7 @@ from launcher.frontend.admission import followers
 from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.repeats import Repeatable, digest_of
 from launcher.messages.client_messages import Generate
-from launcher.messages.encoding import as_krea2_error
+from launcher.messages.encoding import Files, as_krea2_error
 from launcher.pictures.prepared import PreparedPicture
 
 Read = Callable[[Generate, Mapping[str, bytes]], Coroutine[Any, Any, PreparedPicture]]
@@ -34,7 +34,7 @@ class Arrival:
     caller: str
     message: Generate
     came: float
-    files: Mapping[str, bytes] = field(default_factory=dict)
+    files: Files = field(default_factory=Files)
     timer: RealTimer | None = None
     ended: bool = False  # as no request is that comes
 
@@ -147,7 +147,7 @@ class Uploads:
             del self._followed[follower]
         if arrival.timer is not None:
             arrival.timer.cancel()
-        arrival.files = {}
+        arrival.files = Files()
         if task is not asyncio.current_task():
             task.cancel()
         return True

@@ -15,6 +15,7 @@ from launcher.client.results import ImageFile, PreviewFile, Result
 from launcher.frontend.admission import repeats
 from launcher.frontend.admission.repeats import Repeatable, Repeats, digest_of
 from launcher.messages.client_messages import Accepted, Generate, Progress
+from launcher.messages.encoding import Files
 from launcher.messages.own_clients import OwnClients
 from tests.launcher.fake_ranks import DEADLINE_S, NOT_FINITE_SEED, Fakes, fake_engine, run
 
@@ -23,7 +24,7 @@ KEY = "order 7"
 
 
 def asked(files: Mapping[str, bytes] = NO_FILES, **fields: Any) -> bytes:
-    return digest_of(Generate(**{"request_id": "1", "prompt": PROMPT} | fields), files)
+    return digest_of(Generate(**{"request_id": "1", "prompt": PROMPT} | fields), Files(files))
 
 
 # ---- what is known, and for how long

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from launcher.client import connection
 from launcher.client.async_client import AsyncClient
 from launcher.client.results import Result
 from launcher.frontend import intake
+from launcher.messages import encoding
 from launcher.messages.client_messages import Accepted, Generate
 from launcher.messages.encoding import decode_reply, encode
 from launcher.messages.limits import Limits
@@ -189,6 +192,22 @@ def test_files_are_sent_again_until_something_is_heard_and_then_dropped(
             fakes.ranks[0].resume()
             assert (await call).seeds
             assert reader.begun == [PROMPT]
+
+    run(test())
+
+
+def test_files_are_compared_by_digests_of_another_thread(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(encoding, "sha256", lambda data: threads.append(threading.current_thread()) or sha256(data))
+
+    async def test() -> None:
+        async with engine(run_folder) as (_, client, reader):
+            reader.go_on.set()
+            await client.generate(PROMPT, image=FILE, steps=1)
+            assert not threads
+            await client.generate(PROMPT, image=FILE, steps=1, idempotency_key="k")
+            assert threads
+            assert threading.current_thread() not in threads
 
     run(test())
 
