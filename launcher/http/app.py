@@ -33,7 +33,7 @@ from launcher.http.apis.automatic1111.routes import add_automatic1111_routes
 from launcher.http.apis.chat.routes import add_chat_routes
 from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.loras import add_lora_routes
-from launcher.http.apis.openai_images import add_image_routes
+from launcher.http.apis.openai_images import EDITS_PATH, GENERATIONS_PATH, add_image_routes
 from launcher.http.apis.server_state import add_state_routes
 from launcher.http.apis.sglang import add_sglang_routes
 from launcher.http.apis.state_answers import METRICS
@@ -43,6 +43,7 @@ from launcher.http.docs.routes import add_docs_routes
 from launcher.http.guard import Guard
 from launcher.http.page_files import add_page
 from launcher.http.protocol import FairProtocol
+from launcher.http.uploads.forms import is_form
 from launcher.http.workers.held_files import HeldFiles
 from launcher.http.workers.metrics import HttpMetrics, metrics_path
 from launcher.http.workers.worker import beat, read_at_hangups
@@ -175,7 +176,9 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
             if content_type in ("", *kinds):
                 error: Krea2Error = explain_invalid(problem.errors(), _parameters_at(request))
             else:
-                error = error_from_code("unsupported_media_type", f"Content-Type must be {' or '.join(kinds)}")
+                error = error_from_code(
+                    "unsupported_media_type", f"Content-Type must be {' or '.join(kinds)}{_form_at(request)}"
+                )
         case HTTPException(status_code=status):
             path, headers, allowed = shorten(request.url.path), dict(problem.headers or {}), ""
             if status == 405:
@@ -193,6 +196,12 @@ async def _answer_error(request: Request, problem: Exception) -> Response:
             error = internal_error()
     request.state.error_code, request.state.error_message = error.code, error.message  # for the log
     return error_response(error, request.state.request_id, headers, path=request.url.path)
+
+
+def _form_at(request: Request) -> str:
+    """Where a form with pictures is to go, if this is one."""
+    is_lost = is_form(request.headers.get("content-type", "")) and request.url.path == GENERATIONS_PATH
+    return f": a form with a picture is for {EDITS_PATH}" if is_lost else ""
 
 
 def _instead(request: Request) -> str:

@@ -126,6 +126,8 @@ async def _in_peace(read: Callable[..., Any], body: bytes, *how: Any) -> Any:
 
 def _read(body: bytes, limits: JsonLimits) -> Any:
     """Read JSON whose texts are Unicode, since answers repeat some of them."""
+    if body.startswith(b"--"):
+        raise json.JSONDecodeError("it is a form, whose Content-Type your program knows: leave it out", "", 0)
     value = read_json(body, limits)
     if b"\\u" in body:
         try:

@@ -12,9 +12,10 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, PrivateAttr, m
 from engine.errors import ArgumentError
 from launcher.http.answers.drawing import PARAMETERS
 from launcher.http.answers.schemas import means
-from launcher.http.uploads.pictures import Pictures, is_file
+from launcher.http.uploads.pictures import NAMES, Pictures, is_file
 from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import read
+from launcher.parameters.table import OTHERS
 from launcher.parameters.values import PICTURES
 
 MAX_PARTIAL_IMAGES = 3
@@ -185,9 +186,12 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         """Take values as programs send them, and other programs' parameters. Raises `ArgumentError`."""
         if not isinstance(given, dict):
             return validate(given)
-        for name, value in given.items():
-            if name in cls.model_fields and name not in PICTURES and is_file(value):
+        for name in [name for name, value in given.items() if name not in NAMES and is_file(value)]:
+            if name in cls.model_fields:
                 raise ArgumentError(f"{name} must be a text, and no file", parameter=name)
+            if name not in OTHERS:
+                told = "send the picture as image, and what of it is repainted as mask"
+                raise ArgumentError(f"a file of a form is not taken as {name!a}: {told}", parameter=name)
         plain, warnings = read(given)
         pictures = Pictures()
         pictures.take(plain, given)

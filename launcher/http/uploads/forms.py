@@ -125,6 +125,8 @@ class _Reader:
         if is_file:
             if content:
                 self.parts.append(Part(name, content))
+            elif _option(self._headers["content-disposition"], b"filename"):
+                raise _about(name, "is an empty file, or one that had been read to its end before it was sent")
             return
         charset = _option(self._headers.get("content-type", ""), b"charset") or "utf-8"
         encoding = _CHARSETS.get(charset.lower())

@@ -18,6 +18,7 @@ NAMES = frozenset({*PICTURES, *(name for name, own in SYNONYMS.items() if own in
 _DATA_URL = re.compile(r"\s*data:([\w.+/-]{0,100})((?:;[\w.+-]{1,100}=[^;,]{0,100}){0,4})(;base64)?,", re.IGNORECASE)
 _HEAD = 600  # characters in which the beginning of a data URL ends
 _LONG = 64 * 1024  # characters: what takes longer to decode than other requests should wait
+_FILE_NAME = re.compile(r"[\w ./~:\\-]{1,60}\.(?:png|jpe?g|webp)", re.ASCII | re.IGNORECASE)
 _BLANK = str.maketrans("", "", " \t\r\n")
 _ALLOWED = "a PNG, JPEG or WebP file as base64 or as a data URL, as data:image/png;base64,iVBORw0…"
 _FETCHES_NOTHING = "this server fetches nothing: send the picture itself, as a file of a form or as a data URL"
@@ -137,6 +138,9 @@ def _decode(name: str, text: str) -> bytes:
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError):
+        if _FILE_NAME.fullmatch(text):
+            told = f"a file's name, {text!a}, and no file: send what is in it, with curl as -F {name}=@{text}"
+            raise ArgumentError(f"{name} is {told}", parameter=name) from None
         raise ArgumentError(f"{name} is no base64: it must be {_ALLOWED}", parameter=name) from None
 
 

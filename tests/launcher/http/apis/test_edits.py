@@ -146,6 +146,15 @@ def test_links_are_answered_as_for_other_images(server: tuple[TestClient, FakeLi
     [
         ({"prompt": "x"}, {"mask": FILES["mask"]}, "image", "image is required"),
         ({}, {"image": FILES["image"]}, "prompt", "prompt is required"),
+        (
+            {"prompt": "x"},
+            {"file": FILES["image"]},
+            "file",
+            "a file of a form is not taken as 'file': send the picture",
+        ),
+        ({"prompt": "x"}, {"file": FILES["mask"], "image": FILES["image"]}, "file", "a file of a form is not taken as"),
+        ({"prompt": "x"}, {"control_image": FILES["image"]}, "control_image", "control_image is not taken"),
+        ({"prompt": "x"}, {"image": ("a.png", b"")}, "image", "image is an empty file"),
         ({"prompt": "x"}, [("image[]", FILES["image"])] * 2, "image", "image must be one: one picture is drawn over"),
         ({"prompt": "x"}, [("image", FILES["image"])] * 2, "image", "image must be one: one picture is drawn over"),
         (
@@ -193,7 +202,10 @@ def test_what_is_no_form_is_told_so(server: tuple[TestClient, FakeLink]) -> None
         assert (answer.status_code, error_of(answer)["message"][: len(message)]) == (status, message)
     form = client.post(GENERATIONS, data={"prompt": "x"}, files={"image": FILES["image"]})
     assert form.status_code == 415
-    assert "Content-Type must be application/json" in error_of(form)["message"]
+    assert error_of(form)["message"] == f"Content-Type must be application/json: a form with a picture is for {EDITS}"
+    answer = client.post(EDITS, data={"prompt": "x"}, files=FILES, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 400
+    assert "it is a form, whose Content-Type your program knows" in error_of(answer)["message"]
 
 
 def test_bodies_may_be_as_long_as_their_pictures_and_no_longer(server: tuple[TestClient, FakeLink]) -> None:

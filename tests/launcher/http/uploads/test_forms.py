@@ -116,6 +116,7 @@ MANY = tuple(f"X-{index}: y" for index in range(MOST_HEADERS))
             TYPE,
             "a must be sent as it is, got Content-",
         ),
+        (body(named("image[]", b"", "; filename=a.png")), TYPE, "image[] is an empty file, or one that had been read"),
         (body(named("a", b"x" * 101)), TYPE, "a must be at most 100 bytes, got 101"),
         (body(named("image[0]", b"x" * 2001)), TYPE, "image[0] must be at most 2000 bytes, got 2001"),
         (body(named("image", b"x" * 1001, "; filename=a")), TYPE, "image must be at most 1000 bytes, got 1001"),

@@ -57,7 +57,11 @@ def test_a_picture_in_each_way_in_which_programs_send_it(sent: Any) -> None:
         ("data:image/png,%89PNG", "image must be a PNG, JPEG or WebP file as base64 or as a data URL"),
         ("data:text/html;base64,aaaa", "image must be a PNG, JPEG or WebP file as base64 or as a data URL"),
         ("data:" + "x" * 5000, "image must be a PNG, JPEG or WebP file as base64 or as a data URL"),
-        ("fox.png", "image is no base64: it must be a PNG, JPEG or WebP file"),
+        ("fox.p", "image is no base64: it must be a PNG, JPEG or WebP file"),
+        (
+            "../my/fox.PNG",
+            "image is a file's name, '../my/fox.PNG', and no file: send what is in it, with curl as -F im",
+        ),
         ("aaaaa", "image is no base64"),
         ("data:image/png;base64,", "image is empty"),
         (5, "image must be a PNG, JPEG or WebP file as base64"),
