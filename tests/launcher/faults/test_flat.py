@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import shlex
 from collections import Counter
 from random import Random
@@ -12,13 +13,25 @@ from typing import NamedTuple
 import httpx
 import psutil
 import pytest
+from PIL import Image
 
 from tests.launcher.http_servers import PATH, PROMPT
 from tests.launcher.processes import PATIENCE_S, Marked, memory_of, wait_until
 
 CLIENTS = 32
 BATCHES, BATCH = 8, 500  # requests: the first two batches warm up what is kept, such as allocators' pools
-KINDS = ("image", "stream", "url", "refused", "hang up", "read")
+KINDS = ("image", "stream", "url", "edit", "repaint", "damaged", "refused", "hang up", "read")
+EDITS = "/v1/images/edits"
+
+
+def png(size: int) -> bytes:
+    """A grey picture of noise with a side of `size`, as a file."""
+    file = io.BytesIO()
+    Image.frombytes("L", (size, size), Random(size).randbytes(size * size)).save(file, "png")
+    return file.getvalue()
+
+
+PICTURE, MASK = png(96), png(96)
 
 
 class Held(NamedTuple):
@@ -31,12 +44,14 @@ class Held(NamedTuple):
 
 @pytest.mark.slow
 def test_memory_and_descriptors_are_flat_over_3000_requests(marked: Marked) -> None:
+    """A thousand edits among them."""
     server = marked.start_krea2("serve", "--device", "cpu", "--port", "0", stderr=DEVNULL)
     assert server.stdout is not None
     url = server.stdout.readline().strip().removeprefix("http: ")
     assert server.stdout.readline()
     # by then what a rank runs to know its machine has ended
     wait_until(lambda: httpx.get(f"{url}/ready", timeout=PATIENCE_S).status_code == 200, "readiness")
+    assert httpx.post(f"{url}{EDITS}", data={"prompt": PROMPT}, files={"image": PICTURE}, timeout=PATIENCE_S).is_success
     processes = {process: shlex.join(process.cmdline()) for process in marked.alive()}
 
     async def serve(seed: int) -> Counter[str]:
@@ -67,6 +82,7 @@ def test_memory_and_descriptors_are_flat_over_3000_requests(marked: Marked) -> N
     print(*history.items(), sep="\n")
     assert outcomes.total() == BATCHES * BATCH
     assert outcomes.keys() == set(KINDS), outcomes
+    assert outcomes["edit"] + outcomes["repaint"] + outcomes["damaged"] > 1000
     for held in history.values():
         memory, descriptors, threads = ([getattr(each, name) for each in held[1:]] for name in Held._fields)
         # memory goes up and down a little, with threads and with what glibc gives back: a leak lifts the lowest, one of
@@ -92,6 +108,14 @@ async def ask(client: httpx.AsyncClient, kind: str, random: Random) -> str:
             if right := answer.status_code == 200:
                 answer = await client.get(answer.json()["data"][0]["url"])
                 right = answer.status_code == 200 and answer.content.startswith(b"\x89PNG")
+        case "edit" | "repaint":
+            form = {name: str(value) for name, value in body.items() if name != "size"}
+            files = {"image": PICTURE} | ({"mask": MASK} if kind == "repaint" else {})
+            answer = await client.post(EDITS, data=form, files=files)
+            right = answer.status_code == 200 and answer.json()["seed"] == body["seed"]
+        case "damaged":
+            answer = await client.post(EDITS, data={"prompt": PROMPT}, files={"image": PICTURE[: len(PICTURE) // 2]})
+            right = answer.status_code == 400 and answer.json()["error"]["param"] == "image"
         case "refused":
             answer = await client.post(PATH, json=body | {random.choice(["steps", "width", "bogus"]): "x" * 10_000})
             right = answer.status_code == 400
