@@ -224,13 +224,13 @@ def test_ranks_on_one_device_share_its_budget(turbo: Path) -> None:
     def plan_of(rank: Rank) -> tuple[int | None, int]:
         return rank.model.offload.plan.budget, rank.memory()["peak_weights"]
 
-    plans = on_ranks(turbo, plan_of, tp=2, memory_budget=200_000_000)
-    assert [budget for budget, _ in plans] == [100_000_000] * 2
+    plans = on_ranks(turbo, plan_of, tp=2, memory_budget=300_000_000)
+    assert [budget for budget, _ in plans] == [150_000_000] * 2
 
 
 def test_ranks_on_other_machines_take_no_part_of_a_budget(turbo: Path) -> None:
-    config = EngineConfig(model=str(turbo), sp=2, memory_budget=200_000_000)
-    for local_ranks, budget in ((1, 200_000_000), (2, 100_000_000)):
+    config = EngineConfig(model=str(turbo), sp=2, memory_budget=300_000_000)
+    for local_ranks, budget in ((1, 300_000_000), (2, 150_000_000)):
         make = partial(Rank, config, device=CPU, local_ranks=local_ranks)
         with ThreadPoolExecutor(2) as threads:  # before they load, they look together whether there is room
             ranks = [*threads.map(make, thread_meshes(config.degrees))]
