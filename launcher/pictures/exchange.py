@@ -1,7 +1,7 @@
 """What the front-end and the process that reads pictures say to each other: a struct as msgpack, then bytes.
 
-Each is preceded by its length. The front-end sends `Work` and the files; the answers are a `Begun` for each file, then
-`Laid` with its parts, or `Refused`.
+Each is preceded by its length. When the process has come up it says so once, with `UP`. Then the front-end sends `Work`
+and the files; the answers are a `Begun` for each file, then `Laid` with its parts, or `Refused`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from launcher.pictures.wanted import Wanted
 
 READ_S = 10.0  # for a file, of the processor's time
 HEADER = struct.Struct(">I")  # the length of what follows
+UP = b"\1"
 
 
 class Work(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from engine.errors import ArgumentError
 from launcher.messages.configs import PicturesConfig
 from launcher.messages.encoding import encode
 from launcher.pictures.decoding import PictureFile, configure_pillow
-from launcher.pictures.exchange import HEADER, READ_S, Answer, Begun, Laid, Refused, decode_work
+from launcher.pictures.exchange import HEADER, READ_S, UP, Answer, Begun, Laid, Refused, decode_work
 from launcher.pictures.geometry import compare_mask, lay_out
 from launcher.pictures.layers import Layers, make_layers
 from launcher.processes import read_config, watch_parent
@@ -31,6 +31,7 @@ def run_pictures() -> None:
         with suppress(OSError, ValueError):  # macOS has no such limit of memory
             resource.setrlimit(limit, (most, most))
     with socket.socket(fileno=config.socket_fd) as front_end, suppress(EOFError, ConnectionError):
+        front_end.sendall(UP)
         while True:
             _serve(front_end)
 

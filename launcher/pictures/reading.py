@@ -15,7 +15,7 @@ from launcher.messages.client_messages import Generate
 from launcher.messages.configs import PicturesConfig
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
-from launcher.pictures.exchange import HEADER, READ_S, Answer, Begun, Laid, Refused, Work, decode_answer
+from launcher.pictures.exchange import HEADER, READ_S, UP, Answer, Begun, Laid, Refused, Work, decode_answer
 from launcher.pictures.prepared import Patch, PreparedPicture
 from launcher.pictures.wanted import Wanted
 from launcher.processes import TERMINATE_S, Child
@@ -100,6 +100,9 @@ class PictureReader:
             answer = await self._process.ask(wanted, files)
             kept = True
             return answer
+        except asyncio.CancelledError:
+            kept = not self._process.is_at_work  # it comes up, for the next: who gives up often keeps nobody waiting
+            raise
         except Krea2Error as error:
             raise ServerError(_SHUT) if self._closed else error from None
         finally:
@@ -112,9 +115,14 @@ class _NotBegunError(Exception):
 
 
 class _Process:
-    """A process, and our end of the socket pair to it. Raises `ServerError` if it cannot be started."""
+    """A process, and our end of the socket pair to it. Raises `ServerError` if it cannot be started.
+
+    is_at_work: files have been sent to it, about which it has not said all.
+    """
 
     def __init__(self) -> None:
+        self.is_at_work = False
+        self._up: asyncio.Task[bytes] | None = None  # waits for it to have come up
         self._socket, theirs = socket.socketpair()
         self._socket.setblocking(False)
         with theirs:
@@ -135,6 +143,8 @@ class _Process:
         too_long: float | None = None
         try:
             async with asyncio.timeout(_START_S):
+                await self._come_up()
+                self.is_at_work = True
                 await self._send(wanted, files)
                 answer = await self._answer()
             while isinstance(answer, Begun):
@@ -142,6 +152,7 @@ class _Process:
                 async with asyncio.timeout(_PATIENCE_S):
                     answer = await self._answer()
                     parts = [await self._receive(size) for size in answer.sizes] if isinstance(answer, Laid) else []
+            self.is_at_work = False
             return answer, parts
         except TimeoutError:
             too_long = _START_S if name is None else _PATIENCE_S
@@ -165,7 +176,18 @@ class _Process:
     def end(self) -> None:
         """End it, when nobody waits for it any more."""
         self.kill()
-        self._socket.close()
+        if self._up is None or self._up.done():
+            self._socket.close()
+        else:
+            self._up.add_done_callback(lambda _: self._socket.close())
+            self._up.cancel()
+
+    async def _come_up(self) -> None:
+        """Wait for it to have come up, which goes on when nobody waits any more."""
+        if self._up is None:
+            self._up = asyncio.create_task(self._receive(len(UP)))
+            self._up.add_done_callback(lambda up: up.cancelled() or up.exception())  # whoever waits hears of it
+        await asyncio.shield(self._up)
 
     async def _send(self, wanted: Wanted, files: Mapping[str, bytes]) -> None:
         data = encode(Work(wanted, tuple(len(files[name]) for name in wanted.names)))

@@ -122,6 +122,30 @@ def test_one_that_ends_before_it_begins_costs_nobody_a_request_unless_the_next_d
     run(test())
 
 
+def test_who_gives_up_before_it_has_come_up_leaves_it_to_the_next(demo: ModelConfig) -> None:
+    async def test() -> None:
+        reader = Reader(demo)
+        call = asyncio.create_task(reader.reads(image=GOOD))
+        while reader._process is None or reader._process._up is None:
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        process = reader._process
+        await reader.reads_again()
+        assert reader._process is process
+
+        process.kill()
+        assert process.child.wait(PATIENCE_S)
+        call = asyncio.create_task(reader.reads(image=GOOD))
+        while reader._process is process or reader._process is None or reader._process._up is None:
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        reader.close()
+
+    run(test())
+
+
 def test_who_stops_waiting_stops_the_reading_and_who_came_first_is_next(
     demo: ModelConfig, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
