@@ -107,9 +107,8 @@ def _latent(mask: Image.Image, wanted: Wanted) -> bytes:
     rows = (levels[start : start + width : pixels] for start in range(0, len(levels), width * pixels))
     latent = b"".join(rows)
     if not any(latent):
-        raise _nothing(
-            wanted, f"what it repaints is too small, below {pixels} pixels: give mask_crop to draw it larger"
-        )
+        larger = "give mask_crop" if wanted.mask_crop is None else "give a smaller mask_crop or a larger size"
+        raise _nothing(wanted, f"what it repaints is too small, below {pixels} pixels: {larger} to draw it larger")
     return latent
 
 

@@ -146,6 +146,7 @@ def test_previews_show_what_stays_of_the_source(read: Read, crop: int | None) ->
         ({"mask": saved(Image.new("L", (96, 96)))}, "mask", "it is black all over"),
         ({"mask": mask_of((96, 96), (0, 0, 96, 96), level=7)}, "mask", "all over, its lightest level is 7 of 255"),
         ({"mask": mask_of((96, 96), (1, 1, 8, 8))}, "mask", "too small, below 8 pixels: give mask_crop"),
+        ({"mask": mask_of((96, 96), (1, 1, 8, 8)), "mask_crop": 96}, "mask", "8 pixels: give a smaller mask_crop or"),
         ({"mask": mask_of((96, 96), (0, 0, 96, 5)), "width": 192, "height": 96}, "mask", "repaints nothing of the 192"),
         ({"outpaint": Outpaint(), "mask": mask_of((96, 96), (0, 0, 96, 96))}, "outpaint", "on at least one side"),
         ({"outpaint": Outpaint(left=-1)}, "outpaint", r"outpaint.left must be between 0 and 4096 pixels, got -1"),
