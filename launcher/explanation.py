@@ -12,7 +12,7 @@ import msgspec
 
 # What a request does, or waits for; where two are under way at once, the earlier in this list is what its time counts
 # for. `unattributed` is what no other is.
-WORK = ("denoise", "encode_text", "encode_picture", "decode", "reach", "file", "check")
+WORK = ("denoise", "encode_text", "encode_picture", "decode", "reach", "file", "check", "read_picture")
 WAITS = ("queue", "denoise_queue", "decode_queue", "lost")
 PARTS = (*WORK, *WAITS, "unattributed")
 

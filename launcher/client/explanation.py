@@ -13,6 +13,7 @@ from launcher.explanation import Explanation, Stage, add_up, timeline
 
 # The parts in the order of a request's life, as a table calls them. `transfer` is the client's to know.
 _ROWS = {
+    "read_picture": "picture read",
     "check": "checked, tokenised",
     "queue": "queue",
     "reach": "measuring for the floors",
@@ -126,7 +127,7 @@ def _what(part: str, stages: Sequence[Stage], occurrences: Sequence[Sequence[Sta
         parts.append(f"{len(occurrences)} steps")
     elif ranks:
         parts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}")
-    elif part in ("check", "file"):
+    elif part in ("read_picture", "check", "file"):
         parts.append("front-end")
     if part == "encode_text":
         tokens = sum(of_ranks[0].tokens for of_ranks in occurrences)

@@ -27,6 +27,7 @@ _RANK_TRACKS = {
     "decode": (3, "VAE"),
 }
 _NAMES = {
+    "read_picture": "read picture",
     "check": "check and tokenise",
     "reach": "measure for the floors",
     "encode_picture": "encode picture",

@@ -122,6 +122,7 @@ class Intake:
 
     def _take(self, arrival: Arrival, picture: PreparedPicture | None) -> None:
         """Queue the jobs of a new request. Raises the error for which it is refused, when nothing has changed."""
+        read = None if picture is None else time.monotonic()
         checked = self._check(arrival, picture)
         loras = self._loras.registry
         lora_ids = {name: entry.adapter.adapter_id for name, entry in loras.named.items()}
@@ -151,7 +152,8 @@ class Intake:
             loras.named[name].users.add(number)
         life = None
         if checked.explain:
-            life = Life(without_picture(checked), plan, self._model, self._engine, came=arrival.came, accepted=now)
+            asked = without_picture(checked)
+            life = Life(asked, plan, self._model, self._engine, came=arrival.came, accepted=now, read=read)
         since = now if picture is None else arrival.came
         request = TrackedRequest(
             number, arrival.followers, arrival.caller, arrival.repeatable, checked, plan, since, life

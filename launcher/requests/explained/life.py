@@ -40,7 +40,8 @@ class _Decoded:
 
 
 class Life:
-    """Notes what becomes of a request and its jobs. Times are seconds of one clock."""
+    """Notes what becomes of a request and its jobs. Times are seconds of one clock: when it came, when the picture that
+    it begins from was read, if it does, and when it was accepted."""
 
     def __init__(
         self,
@@ -51,13 +52,16 @@ class Life:
         *,
         came: float,
         accepted: float,
+        read: float | None = None,
     ) -> None:
         self._checked, self._plan, self._floors = checked, plan, Floors(model, engine)
         self._came, self._ended = came, accepted
         self._waits_since = self._begun = accepted
         self._index = {job.job_id: index for index, job in enumerate(plan.jobs)}
         self._attempt = 1
-        self._stages = [self._stage("check", came, accepted)]
+        self._stages = [self._stage("check", came if read is None else read, accepted)]
+        if read is not None:
+            self._stages.append(self._stage("read_picture", came, read))
         self._told: list[_Told] = []  # of this attempt, as the next
         self._decoded: list[_Decoded] = []
         self._steps_done: Counter[int] = Counter()

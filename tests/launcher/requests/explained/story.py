@@ -39,7 +39,8 @@ class Story:
         picture = PreparedPicture((128, 128), Pixels(128, 128, bytes(128 * 128 * 3))) if pictured else None
         checked = replace(check(asked, DEMO, Limits(), drawn_seed=0), steps=steps, picture=picture)
         self.plan = make_plan(checked, DEMO, lambda _: Prompt((1,) * TOKENS, cut=False), itertools.count(), {})
-        self.life = Life(checked, self.plan, DEMO, EngineConfig(tp=ranks), came=10.0, accepted=10.5)
+        read = 10.25 if pictured else None
+        self.life = Life(checked, self.plan, DEMO, EngineConfig(tp=ranks), came=10.0, accepted=10.5, read=read)
 
     def step(
         self,

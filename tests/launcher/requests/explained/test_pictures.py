@@ -31,6 +31,7 @@ def test_encoding_a_picture_comes_before_the_prompts_and_has_a_floor_on_the_rank
         pytest.approx((encode_flops(DEMO.vae, 128, 128) + encode_flops(DEMO.vae, 64, 64)) / 2e12),
         first.floor_s,
     )
+    assert "picture read " in str(ResultExplanation("r", told))
     assert "picture encoding" in str(ResultExplanation("r", told))
     assert "128 × 128" in str(ResultExplanation("r", told))
 
@@ -45,6 +46,7 @@ def test_a_picture_of_others_is_a_wait() -> None:
     story.life.written(0, 14.5, 14.5)
     told = story.explain()
     assert parts(told) == {"check": 0.5, "queue": 0.5, "denoise": 2.0, "denoise_queue": 1.0, "decode": 0.5}
+    assert "picture read" not in str(ResultExplanation("r", told))
     assert "picture encoding" not in str(ResultExplanation("r", told))
 
 
@@ -67,7 +69,8 @@ def test_a_picture_that_is_only_encoded_and_decoded_has_a_whole_life(late: bool)
     story.life.written(0, 13.0, 13.25)
     told = story.explain()
     assert parts(told) == {
-        "check": 0.5,
+        "read_picture": 0.25,
+        "check": 0.25,
         "queue": 0.5,
         "encode_picture": 0.5,
         "denoise_queue": 1.0,  # while another's image is denoised
