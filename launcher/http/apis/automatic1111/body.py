@@ -135,7 +135,7 @@ class Txt2ImgBody(BaseModel, extra="allow", allow_inf_nan=False, json_schema_ext
 
     def echo(self) -> dict[str, Any]:
         """What was sent, as the answer repeats it: neither secrets nor pictures."""
-        left_out = (*PRIVATE, "alwayson_scripts", "script_args", "firstpass_image")
+        left_out = (*PRIVATE, "alwayson_scripts", "script_args", "firstpass_image", "init_images", "mask")
         return self.model_dump(exclude=set(left_out), exclude_unset=True)
 
 

@@ -36,6 +36,7 @@ _WHY = {
 _LORA = re.compile(r"(?P<gap>(?<![ \t])[ \t]*+)<(?:lora|lyco):(?P<name>[^<>:]+)(?::(?P<strength>[^<>]*))?>")
 _WEIGHT = re.compile(r"\([^()]+:\s*+(?:[0-9]++(?:\.[0-9]++)?|\.[0-9]++)\s*+\)")
 _FILE_HASH = re.compile(r"(?<!\s)\s*+\[[0-9a-fA-F]++\]$")
+_PICTURES = ("init_images", "mask")  # of img2img
 _SHOWN = 60  # characters of what a client sent
 
 
@@ -68,7 +69,11 @@ def to_parameters(body: Txt2ImgBody, studio: Studio) -> tuple[dict[str, Any], li
         }
     )
     warnings += [*told, *_sampling(body), *_settings(body, studio), *_ignored(body)]
-    if unknown:
+    if pictures := [name for name in unknown if name in _PICTURES]:
+        warnings.append(
+            f"{_listed(pictures)} ignored: this route draws from the prompt alone, and img2img over a picture"
+        )
+    if unknown := [name for name in unknown if name not in pictures]:
         warnings.append(f"{_listed(unknown)} ignored: nobody here knows what that is")
     return given, warnings
 

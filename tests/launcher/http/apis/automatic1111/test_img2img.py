@@ -119,3 +119,7 @@ def test_txt2img_takes_no_picture(server: tuple[TestClient, FakeLink]) -> None:
     answer = client.post("/sdapi/v1/txt2img", json={"prompt": PROMPT, "denoising_strength": 0.7})
     assert answer.json()["warnings"] == []
     assert (link.files, link.request.strength) == ({}, None)
+    answer = client.post("/sdapi/v1/txt2img", json={"prompt": PROMPT, "init_images": [TEXT], "mask": MASKED}).json()
+    told = "init_images, mask were ignored: this route draws from the prompt alone, and img2img over a picture"
+    assert (answer["warnings"], link.files) == ([told], {})
+    assert TEXT not in json.dumps(answer["parameters"])
