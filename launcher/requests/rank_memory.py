@@ -78,7 +78,8 @@ class RankMemory:
                 if without <= available:
                     parameter, what = "image", f"image, to be encoded as {size[0]} × {size[1]},"
                 has = f"rank {rank}, which has {available / 1e9:.1f} GB free"
-                raise ArgumentError(f"{what} needs about {wanted / 1e9:.1f} GB on {has}", parameter=parameter)
+                advice = "" if checked.picture is None else ": give a smaller size"
+                raise ArgumentError(f"{what} needs about {wanted / 1e9:.1f} GB on {has}{advice}", parameter=parameter)
 
     def token_budget(self, most: int) -> int:
         """Reckon the tokens of a step, at most `most`, that all ranks have memory for while an image is decoded."""
