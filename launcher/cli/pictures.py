@@ -26,9 +26,32 @@ if TYPE_CHECKING:
 
 STDIN = "-"
 _MOST_LAID_OUT = 32  # pictures of a call that are decoded at once; of more it is seen that they can be read
+
+
+def _one(_: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """Take a picture that is given once. Raises `ArgumentError` for more, of which all but one would be forgotten."""
+    if len(given) > 1:
+        told = "all prompts begin from it, and lines of --prompts may have their own"
+        option = parameter.opts[0]
+        raise ArgumentError(f"{option} must be one picture, got {len(given)}: {told}", parameter=parameter.name)
+    return given[0] if given else None
+
+
 _OPTIONS = (
-    click.option("--image", metavar="PATH", help="A picture to begin from: png, jpg or webp; - is stdin."),
-    click.option("--mask", metavar="PATH", help="White, or transparent, where --image is repainted; the rest stays."),
+    click.option(
+        "--image",
+        metavar="PATH",
+        multiple=True,
+        callback=_one,
+        help="A picture to begin from: png, jpg or webp; - is stdin.",
+    ),
+    click.option(
+        "--mask",
+        metavar="PATH",
+        multiple=True,
+        callback=_one,
+        help="White, or transparent, where --image is repainted; the rest stays.",
+    ),
     click.option(
         "--strength",
         type=NUMBER,

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Required, TypedDict, TypeVar, get_type_hints
 import msgspec
 
 from engine.errors import ArgumentError
-from launcher.client.uploads import read_pictures
+from launcher.client.uploads import KINDS, read_pictures
 from launcher.messages.client_messages import Generate
 from launcher.messages.message_parts import LoraChoice, Outpaint
-from launcher.messages.parameter_names import ALIASES, in_own_names
+from launcher.messages.parameter_names import ALIASES, SYNONYMS, in_own_names
 from launcher.parameters.table import OTHERS
 from launcher.parameters.values import PICTURES
 
@@ -129,6 +129,8 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, d
     named: dict[str, Any] = {}
     value: Any
     for name, value in given.items():
+        if isinstance(value, str) and not value and SYNONYMS.get(name, name) in PICTURES:
+            raise ArgumentError.of(name, KINDS, value)  # a path that was not filled in is no wish for text alone
         if name in KNOWN or name in OTHERS or name == "extra_body":
             is_one = hasattr(value, "item") and getattr(value, "ndim", 0) == 0  # a number of numpy or torch
             named[name] = value.item() if is_one else value

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import ArgumentError
+from launcher.client.results import ImageFile, Result
 from launcher.messages.limits import Limits
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
 
 MOST_BYTES = 2 * Limits.max_image_bytes  # of a file: of a longer one a server's socket hears no more than its length
-_KINDS = "a path, the bytes of a file, an open file, one of Pillow's images or an array"
+KINDS = "a path, the bytes of a file, an open file, one of Pillow's images or an array"
 _ARRAYS = "an array of height × width × 3 or 4, or height × width, of uint8 or of floats from 0 to 1"
 _AS_THEY_ARE = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes that PNG has
 
@@ -31,10 +32,14 @@ def read_pictures(given: Mapping[str, Any]) -> dict[str, bytes]:
 
 
 def _read(name: str, value: Any) -> bytes:
+    if isinstance(value, Result):
+        value = value.files
     if isinstance(value, list | tuple):
         if len(value) != 1:
             raise ArgumentError(f"{name} must be one picture, got {len(value)}", parameter=name)
         value = value[0]
+    if isinstance(value, ImageFile):
+        value = value.file
     if isinstance(value, str | os.PathLike):
         file = _read_path(name, os.fspath(value))
     elif isinstance(value, bytes | bytearray | memoryview):
@@ -48,16 +53,18 @@ def _read(name: str, value: Any) -> bytes:
         if not isinstance(file, bytes):
             raise ArgumentError.of(name, "a file that is open for bytes, as open(path, 'rb')", value)
     else:
-        raise ArgumentError.of(name, _KINDS, value)
-    if not 0 < len(file) <= MOST_BYTES:
-        raise ArgumentError.of(name, f"a file of 1 to {MOST_BYTES} bytes", len(file))
+        raise ArgumentError.of(name, KINDS, value)
+    if not file:
+        raise ArgumentError(f"{name} must be a PNG, JPEG or WebP file: it is empty", parameter=name)
+    if len(file) > MOST_BYTES:
+        raise ArgumentError(f"{name} must be a file of at most {MOST_BYTES} bytes, got more", parameter=name)
     return file
 
 
 def _read_path(name: str, path: str | bytes) -> bytes:
     shown = os.fsdecode(path)
     if shown.startswith(("http://", "https://", "data:")):
-        raise ArgumentError(f"{name} is read from no URL: give {_KINDS}", parameter=name)
+        raise ArgumentError(f"{name} is read from no URL: save it in a file, and give the path of that", parameter=name)
     try:
         if not stat.S_ISREG(Path(shown).stat().st_mode):  # who opens a pipe may wait for ever
             raise ArgumentError.of(name, "the path of a file", shown)

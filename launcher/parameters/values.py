@@ -61,7 +61,7 @@ def outpaint(name: str, value: object) -> dict[str, int]:
     if isinstance(value, str):
         pairs = [side.partition("=") for side in value.split(",")[: len(SIDES) + 1]]
         sides: Mapping[Any, Any] = {side.strip(): pixels for side, _, pixels in pairs}
-        if len(sides) < len(pairs):
+        if len(sides) < len(pairs) or any(side in SIDES and not pixels for side, pixels in sides.items()):
             raise ArgumentError.of(name, allowed, value)
     elif isinstance(value, Mapping):
         sides = {side: pixels for side, pixels in value.items() if pixels is not None}

@@ -80,12 +80,12 @@ def test_one_of_pillow_s_images_is_sent_upright_with_its_profile_and_transparenc
     ("value", "told"),
     [
         (3, "image must be a path, the bytes of a file, an open file, one of Pillow's images or an array, got 3"),
-        (b"", "image must be a file of 1 to 100000000 bytes, got 0"),
+        (b"", "image must be a PNG, JPEG or WebP file: it is empty"),
         ([IMAGE, IMAGE], "image must be one picture, got 2"),
         ("no/such.png", "image must be a picture that can be read (No such file or directory), got 'no/such.png'"),
         (os.curdir, "image must be the path of a file, got '.'"),
         ("a\0b", "image must be a picture that can be read"),
-        ("https://example.org/a.png", "image is read from no URL: give a path"),
+        ("https://example.org/a.png", "image is read from no URL: save it in a file"),
         (io.StringIO("x"), "image must be a file that is open for bytes"),
         (PIXELS.astype(int), "of floats from 0 to 1, got int64"),
         (PIXELS.astype(float), "of floats from 0 to 1, got values from "),
@@ -104,7 +104,7 @@ def test_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(uploads, "MOST_BYTES", 3)
     (tmp_path / "file").write_bytes(bytes(4))
     for value in (tmp_path / "file", io.BytesIO(bytes(4)), bytes(4)):
-        with pytest.raises(ArgumentError, match="1 to 3 bytes, got 4"):
+        with pytest.raises(ArgumentError, match="at most 3 bytes, got more"):
             read_pictures({"image": value})
 
 
@@ -114,6 +114,13 @@ def test_other_names_are_the_same_pictures() -> None:
     assert (request.pictures, [*files], request.strength, warnings) == (("image", "mask"), ["image", "mask"], 0.5, ())
     assert request.outpaint is not None
     assert (request.outpaint.left, request.outpaint.top) == (16, 0)
+
+
+@pytest.mark.parametrize("name", ["image", "mask", "init_image"])
+def test_an_empty_path_is_no_request_without_a_picture(name: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{name} must be a path, .* got ''"):
+        make_request("x", {name: ""}, "")
+    assert make_request("x", {name: None}, "")[1] == {}
 
 
 # ---- of the demo
@@ -130,6 +137,8 @@ def test_a_picture_is_changed_repainted_and_grown(client: Client) -> None:
         return np.asarray(client.generate(prompt, steps=2, seed=1, **given).image)
 
     assert drawn(image=source, strength=0.5).shape == before.shape
+    result = client.generate(prompt, steps=2, seed=1)
+    assert (drawn(image=result, strength=0.5) == drawn(image=result.image, strength=0.5)).all()
     repainted = drawn(image=source, mask=mask)
     assert (repainted[:, :20] == before[:, :20]).all()
     assert (repainted[mask] != before[mask]).any()

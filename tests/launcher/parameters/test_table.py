@@ -145,7 +145,7 @@ def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> No
         ({"init_image": np.ones((2, 2)), "images": [np.ones((2, 2))]}, "image contradicts images, which has another"),
         ({"inpaint_full_res": True}, "inpaint_full_res is not taken: give mask_crop, pixels around the mask"),
         ({"inpainting_mask_invert": 1}, "inpainting_mask_invert is not taken: what is white in the mask is repainted"),
-        ({"outpaint": "left"}, "outpaint.left must be a whole number, got ''"),
+        ({"outpaint": "left"}, "outpaint must be pixels to add by side, as left=256,top=64, got 'left'"),
         ({"outpaint": "up=3"}, "outpaint must be pixels to add by side, as left=256,top=64, of left, top, right and"),
         ({"outpaint": 5}, "outpaint must be pixels to add by side, as left=256,top=64, got 5"),
         ({"num_frames": 81}, "num_frames is not taken: there are images, and no videos"),
