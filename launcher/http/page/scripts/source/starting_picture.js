@@ -24,7 +24,7 @@ export class StartingPicture {
   constructor({ onChange, onError }) {
     Object.assign(this, { onChange, onError });
     this.opened = null; // while a picture is read, resolves when it is
-    listenForFiles(element("source"), (file) => this.choose(file, file.name));
+    listenForFiles(element("source"), (file, count) => this.#chooseFirst(file, count));
     element("image").addEventListener("change", ({ target }) => {
       if (target.files.length) this.choose(target.files[0], target.files[0].name);
       target.value = ""; // so that the same may be chosen again
@@ -56,6 +56,12 @@ export class StartingPicture {
     const opened = this.#open(file, name || "picture.png").finally(() => this.opened === opened && (this.opened = null));
     this.opened = opened;
     return opened;
+  }
+
+  async #chooseFirst(file, count) {
+    const before = this.#source;
+    await this.choose(file, file.name);
+    if (count > 1 && this.#source !== before) this.onError("image", `The first of ${count} was taken: one picture is drawn over.`);
   }
 
   async #open(file, name) {

@@ -16,7 +16,7 @@ from tests.launcher.http.page.source.source_use import NAME, choose, start, writ
 ARRIVE = """([kind, file, name, target]) => {
   const bytes = Uint8Array.from(atob(file), (c) => c.charCodeAt(0));
   const clipboardData = new DataTransfer();
-  clipboardData.items.add(new File([bytes], name, { type: "image/png" }));
+  for (const each of name.split(" ")) clipboardData.items.add(new File([bytes], each, { type: "image/png" }));
   const options = { bubbles: true, cancelable: true, clipboardData, dataTransfer: clipboardData };
   const Kind = kind === "paste" ? ClipboardEvent : DragEvent;
   const event = new Kind(kind, options);
@@ -26,7 +26,7 @@ ARRIVE = """([kind, file, name, target]) => {
 
 
 def arrive(page: Page, kind: str, file: bytes, name: str, target: str = "main") -> bool:
-    """Drop or paste a file. Whether the page takes it, so that the browser does not open it."""
+    """Drop or paste a file, or one of each name. Whether the page takes it, so that the browser does not open it."""
     return page.evaluate(ARRIVE, [kind, base64.b64encode(file).decode(), name, target])
 
 
@@ -61,6 +61,10 @@ def test_a_picture_is_chosen_dropped_or_pasted_and_sent_as_it_is(
     expect(facts).to_contain_text("b.webp · 64")
     assert arrive(page, "paste", png, "image.png", "#prompt")
     expect(facts).to_contain_text("image.png · 96")
+    expect(page.locator("#image-error")).to_be_hidden()
+    assert arrive(page, "drop", png, "c.png d.png")
+    expect(page.locator("#image-error")).to_have_text("The first of 2 was taken: one picture is drawn over.")
+    expect(facts).to_contain_text("c.png · 96")
     page.get_by_label("1:1").check()
     page.get_by_role("button", name="Generate").click()
     expect(pictures(page)).to_have_count(2)
