@@ -27,6 +27,7 @@ from launcher.http.origins import Origins
 from launcher.http.paths import Paths
 from launcher.http.probes import PROBED, Probes
 from launcher.http.server_process import SEND_S
+from launcher.http.uploads.arriving import PATIENCE_S, Arriving
 from launcher.http.workers.metrics import HttpMetrics
 from launcher.logs import log_event, log_exception
 from launcher.messages.api_keys import KeyRing, name_keys, read_keys
@@ -35,7 +36,6 @@ from launcher.messages.encoding import describe
 
 BODY_S = 30.0  # seconds for a body to arrive
 _SLOWEST = 128 * 1024  # bytes a second of a large one
-_MOST_AT_ONCE = 2**30  # bytes of large bodies, of all that arrive at a time
 _HUNG_UP = 499
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _PROBING = ("GET", "HEAD", "OPTIONS")  # HAProxy sends OPTIONS unless told otherwise
@@ -54,7 +54,7 @@ class Guard:
         self._keys = KeyRing(name_keys(config.api_keys, config.file_keys))
         self._origins = Origins(config)
         self._paths = Paths(config.public_url)
-        self._arriving = 0  # bytes of large bodies
+        self._arriving = Arriving()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -150,23 +150,21 @@ class Guard:
                     if len(body) > limit:
                         raise refusal
                     if len(body) - large > self._config.max_body_bytes:
-                        self._arriving, large = self._arriving + len(body) - large, len(body)
+                        large = len(body)
                         deadline.reschedule(began + BODY_S + large / _SLOWEST)
-                        if self._arriving > _MOST_AT_ONCE:
-                            raise error_from_code(
-                                "queue_full", "too many pictures are being sent: try again in a moment"
-                            )
+                        self._arriving.grew(deadline, began, large)
         except TimeoutError:
             raise error_from_code(
                 "body_timeout",
-                f"the body must arrive within {BODY_S:g} s, and a large one by {_SLOWEST} bytes a second",
+                f"the body must arrive within {BODY_S:g} s, and a large one by {_SLOWEST} bytes a second, or within "
+                f"{PATIENCE_S:g} s where others need the room",
             ) from None
         except ClientDisconnect:
             if (refused := getattr(request.state, "refused", None)) is not None:  # and answered: see `FairProtocol`
                 raise error_from_code("invalid_parameter", refused) from None
             raise error_from_code("cancelled", "the client hung up") from None
         finally:
-            self._arriving -= large
+            self._arriving.ended(deadline)
         return bytes(body)
 
     async def _run(self, request: Request, body: bytes, response: _Response) -> None:
