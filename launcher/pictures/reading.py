@@ -25,6 +25,7 @@ _PATIENCE_S = 60.0  # for a file, of which `READ_S` are its own, on a machine wi
 _START_S = 180.0  # for the process to come up, and to have the files, there
 _SHUT = "the server is shutting down"
 _END_S = 2.0  # for its end to be known, once its socket is closed
+_CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL")  # ends that a damaged file can be the reason of
 # glibc is to give back what a large picture took, and to reserve no address space for each thread.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
@@ -80,10 +81,10 @@ class PictureReader:
     async def _read(self, wanted: Wanted, files: Mapping[str, bytes]) -> PreparedPicture:
         try:
             answer, parts = await self._ask(wanted, files)
-        except _NotBegunError:  # which is not the files' doing, so that they get another process
+        except _LostError:  # they get another one
             try:
                 answer, parts = await self._ask(wanted, files)
-            except _NotBegunError as error:
+            except _LostError as error:
                 raise ServerError(_SHUT if self._closed else str(error)) from None
         if isinstance(answer, Refused):
             raise ArgumentError(answer.message, parameter=answer.parameter)
@@ -110,8 +111,8 @@ class PictureReader:
                 self._end()
 
 
-class _NotBegunError(Exception):
-    """The process has ended before it began with the files."""
+class _LostError(Exception):
+    """The process has ended, and the files are not why."""
 
 
 class _Process:
@@ -136,11 +137,10 @@ class _Process:
     async def ask(self, wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Laid | Refused, list[bytes]]:
         """Have it read files. Returns its answer with its parts.
 
-        Raises `ArgumentError` about the file over which it dies or takes too long, `_NotBegunError` if it dies before
-        that, and `ServerError` if it does not begin. Whatever is raised, it is of no further use.
+        Raises `ArgumentError` about the file over which it crashes or takes too long, `_LostError` if it ends otherwise,
+        and `ServerError` if it does not go on. Whatever is raised, it is of no further use.
         """
         name: str | None = None
-        too_long: float | None = None
         try:
             async with asyncio.timeout(_START_S):
                 await self._come_up()
@@ -155,19 +155,19 @@ class _Process:
             self.is_at_work = False
             return answer, parts
         except TimeoutError:
-            too_long = _START_S if name is None else _PATIENCE_S
-            ended = f"did not go on for {too_long:g} s"
+            ended = f"did not go on for {_START_S if name is None else _PATIENCE_S:g} s"
+            error: Exception = ServerError(f"pictures cannot be read: the process for them {ended}")
         except (OSError, EOFError):
             await in_own_thread(lambda: self.child.wait(_END_S))
             ended = self.child.describe_exit()
-            too_long = READ_S if "SIGPROF" in ended else None
-        log_event("picture process lost", level="error" if name is None else "warning", reason=ended, picture=name)
-        if name is None:
-            told = f"pictures cannot be read: the process for them {ended}"
-            raise _NotBegunError(told) if too_long is None else ServerError(told)
-        if too_long is not None:
-            raise ArgumentError(f"{name} took longer than {too_long:g} s to read", parameter=name)
-        raise ArgumentError(f"{name} could not be read: the process for it {ended}", parameter=name)
+            error = _LostError(f"pictures cannot be read: the process for them {ended}")
+            if name is not None and "SIGPROF" in ended:
+                error = ArgumentError(f"{name} took longer than {READ_S:g} s to read", parameter=name)
+            elif name is not None and any(crash in ended for crash in _CRASHES):
+                error = ArgumentError(f"{name} could not be read: the process for it {ended}", parameter=name)
+        level = "warning" if isinstance(error, ArgumentError) else "error"
+        log_event("picture process lost", level=level, reason=ended, picture=name)
+        raise error
 
     def kill(self) -> None:
         """End it, whatever it does."""

@@ -34,6 +34,9 @@ class PictureFile(process.PictureFile):
         if data == b"spin":
             sum(iter(lambda: 1, 0))
         elif data == b"die":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif data == b"killed" or (data == b"killed once" and not os.path.exists(os.environ["BEGUN"])):
+            open(os.environ["BEGUN"], "a").close()
             os.kill(os.getpid(), signal.SIGKILL)
         elif data == b"hang":
             open(os.environ["BEGUN"], "a").close()
@@ -87,11 +90,27 @@ def test_a_file_that_kills_it_or_takes_too_long_is_an_error_about_it_and_the_nex
             await reader.reads(image=b"spin")
         assert raised.value.parameter == "image"
         await reader.reads_again()
-        with pytest.raises(ArgumentError, match=r"^mask could not be read: the process for it was killed by SIGKILL"):
+        with pytest.raises(ArgumentError, match=r"^mask could not be read: the process for it was killed by SIGSEGV"):
             await reader.reads(image=GOOD, mask=b"die")
-        for file, why in ((b"eat", "it takes more memory than there is"), (b"bug", "exit code 1: ValueError: a bug")):
-            with pytest.raises(ArgumentError, match=f"^image could not be read: .*{why}"):
+        with pytest.raises(ArgumentError, match="^image could not be read: .*it takes more memory than there is"):
+            await reader.reads(image=b"eat")
+        await reader.reads_again()
+        reader.close()
+
+    run(test())
+
+
+def test_one_that_ends_over_no_fault_of_the_file_is_replaced_and_is_no_error_about_it(
+    demo: ModelConfig, begun: Path
+) -> None:
+    async def test() -> None:
+        reader = Reader(demo)
+        for file, why in ((b"killed", "was killed by SIGKILL"), (b"bug", "exit code 1: ValueError: a bug")):
+            with pytest.raises(ServerError, match=f"^pictures cannot be read: the process for them .*{why}"):
                 await reader.reads(image=file)
+        begun.unlink()
+        with pytest.raises(ArgumentError, match=r"^image must be"):  # by the second process, which reads it
+            await reader.reads(image=b"killed once")
         await reader.reads_again()
         reader.close()
 
@@ -171,7 +190,7 @@ def test_who_stops_waiting_stops_the_reading_and_who_came_first_is_next(
         assert (hanging.cancelled(), order) == (True, [0, 2])
 
         monkeypatch.setattr(reading, "_PATIENCE_S", 0.01)
-        with pytest.raises(ArgumentError, match=r"^image took longer than 0.01 s to read$"):
+        with pytest.raises(ServerError, match=r"^pictures cannot be read: .* did not go on for 0.01 s$"):
             await reader.reads(image=b"hang")
         reader.close()
 
