@@ -53,7 +53,8 @@ def configure_pillow() -> None:
 
 
 class PictureFile:
-    """A file whose header has been read: `size` is the picture's once it is upright.
+    """A file whose header has been read: `size` is the picture's once it is upright. lies_over_white: whether it has
+    been decoded, and is transparent somewhere.
 
     name: of the parameter that errors are about. Raises `ArgumentError` if it is none of ours, too large or damaged,
     as its methods do.
@@ -61,6 +62,7 @@ class PictureFile:
 
     def __init__(self, name: str, data: bytes, most_pixels: int) -> None:
         self._name, self._data = name, data
+        self.lies_over_white = False
         self._kind = kind_of(name, data)
         if self._kind == "WebP" and (stated := webp_size(data)) is not None:
             check_size(name, self._kind, stated, most_pixels)
@@ -94,6 +96,7 @@ class PictureFile:
             width, height = (math.ceil(side * scale - 1e-6) for side in self._image.size)
             self._image.draft(self._image.mode, (width, height))
         image = plain(self._loaded())
+        self.lies_over_white = image.mode == "RGBA"
         box = left * image.width, top * image.height, right * image.width, bottom * image.height
         return in_srgb(scaled(image, box, size), profile)
 

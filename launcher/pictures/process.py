@@ -19,6 +19,9 @@ from launcher.pictures.geometry import compare_mask, lay_out
 from launcher.pictures.layers import Layers, make_layers
 from launcher.processes import read_config, watch_parent
 
+_OVER_WHITE = (
+    "image: what is transparent in it was laid over white; where that is to be repainted, send the file as mask, too"
+)
 MOST_MEMORY = 1_000_000_000  # bytes of address space
 
 
@@ -57,6 +60,8 @@ def _serve(front_end: socket.socket) -> None:
             compared = compare_mask(file.size, source)
             mask, told = file.mask()
             warnings = (*warnings, *([compared] if compared else ()), *told)
+        elif file.lies_over_white:
+            warnings = (*warnings, _OVER_WHITE)
         layers = make_layers(canvas, picture, mask, wanted)
         answer, parts = _answer(layers, canvas.size, warnings)
     except ArgumentError as error:

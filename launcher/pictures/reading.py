@@ -137,8 +137,8 @@ class _Process:
     async def ask(self, wanted: Wanted, files: Mapping[str, bytes]) -> tuple[Laid | Refused, list[bytes]]:
         """Have it read files. Returns its answer with its parts.
 
-        Raises `ArgumentError` about the file over which it crashes or takes too long, `_LostError` if it ends otherwise,
-        and `ServerError` if it does not go on. Whatever is raised, it is of no further use.
+        Raises `ArgumentError` about the file over which it crashes or takes too long, `_LostError` if it ends
+        otherwise, and `ServerError` if it does not go on. Whatever is raised, it is of no further use.
         """
         name: str | None = None
         try:

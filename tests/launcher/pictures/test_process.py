@@ -92,7 +92,7 @@ def test_a_file_that_kills_it_or_takes_too_long_is_an_error_about_it_and_the_nex
         await reader.reads_again()
         with pytest.raises(ArgumentError, match=r"^mask could not be read: the process for it was killed by SIGSEGV"):
             await reader.reads(image=GOOD, mask=b"die")
-        with pytest.raises(ArgumentError, match="^image could not be read: .*it takes more memory than there is"):
+        with pytest.raises(ArgumentError, match=r"^image could not be read: .*it takes more memory than there is"):
             await reader.reads(image=b"eat")
         await reader.reads_again()
         reader.close()
@@ -106,7 +106,7 @@ def test_one_that_ends_over_no_fault_of_the_file_is_replaced_and_is_no_error_abo
     async def test() -> None:
         reader = Reader(demo)
         for file, why in ((b"killed", "was killed by SIGKILL"), (b"bug", "exit code 1: ValueError: a bug")):
-            with pytest.raises(ServerError, match=f"^pictures cannot be read: the process for them .*{why}"):
+            with pytest.raises(ServerError, match=rf"^pictures cannot be read: the process for them .*{why}"):
                 await reader.reads(image=file)
         begun.unlink()
         with pytest.raises(ArgumentError, match=r"^image must be"):  # by the second process, which reads it

@@ -33,6 +33,16 @@ def test_what_a_mask_keeps_is_the_source_and_what_it_repaints_is_what_was_drawn(
     assert finished.tobytes() == image.tobytes()
 
 
+def test_it_is_said_where_a_picture_is_transparent_and_nothing_is_repainted_for_that(read: Read) -> None:
+    hole = saved(noise(96, 96, "RGBA"))
+    (warning,) = read(image=hole).warnings
+    assert "was laid over white" in warning
+    assert read(image=hole, mask=hole).warnings == ()
+    opaque = noise(96, 96, "RGBA")
+    opaque.putalpha(255)
+    assert read(image=saved(opaque)).warnings == ()
+
+
 @pytest.mark.parametrize("data", [b"", b"GIF89a", saved(noise(64, 64))[:3000]])
 def test_a_file_that_cannot_be_read_is_an_error_that_names_it(read: Read, data: bytes) -> None:
     with pytest.raises(ArgumentError, match=r"^image ") as raised:
