@@ -163,6 +163,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.http.docs": {*_CHILDREN, "launcher.requests", "launcher.http.answers"},
     "launcher.http": {
         *_CHILDREN,
+        "launcher.pictures",
         "launcher.http.uploads",
         "launcher.client",
         "launcher.requests",

@@ -130,7 +130,7 @@ class Pictures:
         paths = self._paths[index]
         if not paths:
             return None
-        from launcher.pictures.file_kinds import kind_of
+        from launcher.pictures.file_kinds import check_bytes, kind_of
         from launcher.pictures.wanted import Wanted
 
         key = tuple(paths.items()), repr(Wanted.of(request, model, limits))
@@ -139,9 +139,7 @@ class Pictures:
         files = self.read(index)
         for name, data in files.items():
             kind_of(name, data)
-            if len(data) > limits.max_image_bytes:
-                most = f"a file of at most {limits.max_image_bytes / 1e6:g} MB"
-                raise ArgumentError(f"{name} must be {most}, got {len(data) / 1e6:.1f}", parameter=name)
+            check_bytes(name, data, limits.max_image_bytes)
         if len(self._known) >= _MOST_LAID_OUT:
             return None
         if self._reader is None:

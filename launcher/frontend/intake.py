@@ -25,6 +25,7 @@ from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error
 from launcher.pictures.prepared import PreparedPicture
 from launcher.pictures.reading import PictureReader
+from launcher.pictures.wanted import NO_PICTURES
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.explained.life import Life
 from launcher.requests.plan import make_plan
@@ -94,8 +95,7 @@ class Intake:
             self._take(arrival, None)
             return
         if not self._engine.image_input:
-            told = "this server takes no pictures: start the server without --no-image-input"
-            raise errors.ArgumentError(f"image is not taken: {told}", parameter="image")
+            raise errors.ArgumentError(NO_PICTURES, parameter="image")
         checked = self._check(arrival, None)
         self._check_room(arrival.size)
         if checked.timeout_s is not None:

@@ -13,13 +13,13 @@ from starlette.responses import Response
 
 from engine.config.bounded_json import JsonLimits, read_json
 from engine.errors import ArgumentError, Krea2Error, error_from_code
-from launcher.http.answers.drawing import NO_PICTURES
 from launcher.http.apis.automatic1111.lists import PATH as AUTOMATIC1111
 from launcher.http.apis.chat.routes import CHAT_PATH
 from launcher.http.apis.openai_images import EDITS_PATH, GENERATIONS_PATH
 from launcher.http.uploads.forms import FORM_TYPE, FormLimits, is_form, read_form
 from launcher.http.uploads.pictures import NAMES, base64_bytes
 from launcher.messages.configs import HttpConfig
+from launcher.pictures.wanted import NO_PICTURES
 
 # What the routes know takes some fifty values; strings are bounded by --max-body-bytes.
 _MOST = JsonLimits(values=4096, depth=8, key=100, string=1 << 62)

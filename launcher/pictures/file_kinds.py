@@ -52,6 +52,13 @@ def kind_of(name: str, data: bytes) -> str:
     raise ArgumentError(f"{allowed}, got {found}" if found else f"{allowed}: it is none of these", parameter=name)
 
 
+def check_bytes(name: str, data: bytes, most: int) -> None:
+    """Raise `ArgumentError` about `name` if its file has more than `most` bytes."""
+    if len(data) > most:
+        got = f"got {len(data) / 1e6:.1f}"
+        raise ArgumentError(f"{name} must be a file of at most {most / 1e6:g} MB, {got}", parameter=name)
+
+
 def webp_size(data: bytes) -> tuple[int, int] | None:
     """Read width and height of a WebP file from its header, before anything is made that large; None if it has none."""
     chunk, body = data[12:16], data[20:30]

@@ -16,6 +16,7 @@ from launcher.messages.configs import PicturesConfig
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
 from launcher.pictures.exchange import HEADER, READ_S, UP, Answer, Begun, Laid, Refused, Work, decode_answer
+from launcher.pictures.file_kinds import check_bytes
 from launcher.pictures.prepared import Patch, PreparedPicture
 from launcher.pictures.wanted import Wanted
 from launcher.processes import TERMINATE_S, Child
@@ -52,9 +53,7 @@ class PictureReader:
         """
         wanted = Wanted.of(request, model, limits)
         for name in wanted.names:
-            if len(files[name]) > limits.max_image_bytes:
-                allowed = f"{name} must be a file of at most {limits.max_image_bytes / 1e6:g} MB"
-                raise ArgumentError(f"{allowed}, got {len(files[name]) / 1e6:.1f}", parameter=name)
+            check_bytes(name, files[name], limits.max_image_bytes)
         if self._waiting >= limits.max_queue:
             raise QueueFullError(f"{self._waiting} pictures wait to be read, as many as may: come back later")
         self._waiting += 1

@@ -12,6 +12,7 @@ from launcher.messages.limits import Limits
 from launcher.messages.message_parts import Outpaint
 
 _OF_PICTURES = ("strength", "outpaint", "mask_crop", "mask_feather")
+NO_PICTURES = "image is not taken by this server: start the server without --no-image-input"
 DEFAULT_FEATHER = 8  # pixels
 MOST_FEATHER = 256
 

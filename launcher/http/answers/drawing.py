@@ -15,13 +15,14 @@ from starlette.requests import Request
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, error_from_code
-from launcher.client.results import Event, Result
+from launcher.client.results import Event, Result, Usage
 from launcher.http.answers.engine_link import EngineLink
 from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY, Accepted, Generate, is_idempotency_key
 from launcher.messages.configs import HttpConfig
 from launcher.messages.message_parts import Outpaint
 from launcher.messages.parameter_names import ALIASES, in_own_names, read_size
 from launcher.parameters.values import PICTURES
+from launcher.pictures.wanted import NO_PICTURES
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.usual_sizes import describe_own_size, own_size
 
@@ -29,7 +30,6 @@ from launcher.requests.usual_sizes import describe_own_size, own_size
 PARAMETERS = frozenset(
     {*Generate.__struct_fields__, *ALIASES, "size"} - {"request_id", "idempotency_key", "caller", "pictures"}
 )
-NO_PICTURES = "image is not taken by this server: start the server without --no-image-input"
 _PLAIN_NAME = re.compile(r"[\w./:@+-]{1,80}", re.ASCII)  # of a model, which a shell takes as it is
 _LONGEST_NAME = 512  # characters of any model's, which each event of a stream repeats
 _SHOWN_ID = 50  # characters of a client's id that the engine's begins with
@@ -53,6 +53,10 @@ class Drawing:
     def has_picture(self) -> bool:
         """Whether the images are drawn over a picture."""
         return self.checked.strength is not None
+
+    def picture_tokens(self, usage: Usage, num_images: int) -> int:
+        """Tokens of the picture that so many images were drawn over, which has as many as each of them."""
+        return usage.image_tokens // num_images if self.has_picture else 0
 
     @property
     def size(self) -> str:

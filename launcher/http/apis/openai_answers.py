@@ -103,7 +103,7 @@ def images_object(
         "size": f"{result.width}x{result.height}",
         "output_format": result.format,
         "background": "opaque",
-        "usage": usage_object(result.usage, _picture_tokens(drawing, result.usage, len(images))),
+        "usage": usage_object(result.usage, drawing.picture_tokens(result.usage, len(images))),
         **result.told(warnings),
     }
 
@@ -117,11 +117,6 @@ def usage_object(usage: Usage, picture_tokens: int) -> dict[str, object]:
         "output_tokens_details": {"text_tokens": 0, "image_tokens": usage.image_tokens},
         "total_tokens": usage.total_tokens + picture_tokens,
     }
-
-
-def _picture_tokens(drawing: Drawing, usage: Usage, num_images: int) -> int:
-    """Tokens of the picture that so many images were drawn over, which has as many as each of them."""
-    return usage.image_tokens // num_images if drawing.has_picture else 0
 
 
 async def write_events(
@@ -155,7 +150,7 @@ async def write_events(
         return write_event(f"{kind}.{what}", {**common, **own})
 
     def write_completed(image: ImageFile, more: Mapping[str, object]) -> bytes:
-        usage = usage_object(image.usage, _picture_tokens(drawing, image.usage, 1))
+        usage = usage_object(image.usage, drawing.picture_tokens(image.usage, 1))
         own = {"index": image.index, "seed": image.seed, "usage": usage, **more}
         size = f"{image.width}x{image.height}"
         return write_image("completed", image.file, checked.output_format, size, own)

@@ -13,7 +13,7 @@ from typing import Any
 from starlette.requests import Request
 
 from engine.errors import Krea2Error
-from launcher.client.results import ImageFile, Result, Usage
+from launcher.client.results import ImageFile, Result
 from launcher.http.answers.drawing import Drawing
 from launcher.http.answers.errors import error_body
 from launcher.http.answers.event_stream import write_data
@@ -79,7 +79,7 @@ async def completion(answer: Answer, result: Result) -> dict[str, object]:
     return {
         **answer.envelope("chat.completion"),
         "choices": choices,
-        "usage": _counted(result.usage),
+        "usage": _counted(answer.drawing, result),
         "seed": result.seed,
         "size": f"{result.width}x{result.height}",
         "output_format": result.format,
@@ -117,7 +117,7 @@ async def write_chunks(
                             told = {"seed": event.seed, **event.told(answer.warnings)} if index == every[-1] else {}
                             yield write(index, {}, "stop", **told)
                         if includes_usage:
-                            counted = {"choices": [], "usage": _counted(event.usage)}
+                            counted = {"choices": [], "usage": _counted(answer.drawing, event)}
                             yield write_data(answer.envelope("chat.completion.chunk") | counted)
                     case Progress(step=step, steps=steps) if progress:
                         yield write(0, {"reasoning_content": f"step {step} of {steps}\n"})
@@ -169,6 +169,8 @@ def _pieces(delta: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {**delta, "content": text[start : start + _PIECE]}
 
 
-def _counted(usage: Usage) -> dict[str, int]:
-    text, image = usage.text_tokens, usage.image_tokens
-    return {"prompt_tokens": text, "completion_tokens": image, "total_tokens": usage.total_tokens}
+def _counted(drawing: Drawing, result: Result) -> dict[str, int]:
+    """Count tokens: those of a picture that was drawn over are the prompt's, too."""
+    made = result.usage.image_tokens
+    prompt = result.usage.text_tokens + drawing.picture_tokens(result.usage, len(result.files))
+    return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

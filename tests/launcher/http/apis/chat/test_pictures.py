@@ -44,6 +44,9 @@ def test_the_picture_of_the_last_message_is_drawn_over(server: tuple[TestClient,
     assert answer.status_code == 200, answer.text
     assert (link.files, link.request.pictures, link.request.prompt) == ({"image": IMAGE}, ("image",), PROMPT)
     assert "drawn over (img2img)" in answer.json()["choices"][0]["message"]["content"]
+    usage = answer.json()["usage"]
+    assert usage["prompt_tokens"] >= usage["completion_tokens"] > 0  # the picture has as many as the image
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     answer = client.post(PATH, json={"messages": said(part, TEXT), "strength": 0.3, "stream": True})
     assert link.request.strength == 0.3
     assert "img2img" not in answer.text
