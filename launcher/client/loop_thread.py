@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import wait
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -14,6 +15,9 @@ from engine.errors import Krea2Error, ServerError
 from launcher.client.async_client import AsyncClient
 
 CANCEL_S = 1.0  # seconds for other calls to end, once they have been told to
+# Python hears of a signal, as of Ctrl-C, between two instructions, or when it interrupts a wait. One that comes between
+# the last instruction before a wait and the wait itself is heard of at the wait's end.
+_HEARS_SIGNALS_S = 0.25
 
 T = TypeVar("T")
 
@@ -45,6 +49,8 @@ class LoopThread:
                     work.close()
                     raise ServerError("the client was closed")
                 future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            while not wait((future,), timeout=_HEARS_SIGNALS_S).done:
+                pass
             return future.result()
         except BaseException:
             if future is not None:

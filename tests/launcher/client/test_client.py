@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncIterator, Coroutine
 from concurrent.futures import Future
@@ -43,3 +44,25 @@ def test_ctrl_c_just_after_a_read_of_a_stream_has_begun_closes_the_stream(monkey
         with pytest.raises(KeyboardInterrupt):
             next(stream)
         assert closed.is_set()
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_a_signal_that_interrupts_no_wait_is_heard_of_nevertheless(request: pytest.FixtureRequest) -> None:
+    """As one that comes just before the wait: Python knows of it, but the thread that would handle it waits already."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    request.addfinalizer(lambda: signal.signal(signal.SIGUSR1, before))
+    before = signal.signal(signal.SIGUSR1, interrupt)
+
+    async def wait_for_another_thread() -> None:
+        await asyncio.sleep(0.1)  # until this test's thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        await asyncio.sleep(PATIENCE_S)
+
+    with Client("ipc:///nonexistent/krea2", connect=False) as client, pytest.raises(Interrupted):
+        client.run(wait_for_another_thread())
