@@ -5,6 +5,7 @@ A text becomes a string, a file bytes; what the brackets of a name mean is in `f
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from python_multipart.exceptions import FormParserError
@@ -20,6 +21,8 @@ _LONGEST_BOUNDARY = 70  # characters (RFC 2046, 5.1.1)
 _CHARSETS = {"utf-8": "utf-8", "utf8": "utf-8", "us-ascii": "ascii", "ascii": "ascii", "iso-8859-1": "latin-1"}
 _PLAIN = ("", "binary", "8bit", "7bit")  # transfer encodings that encode nothing
 _SHOWN = 40  # characters of what a client sent
+
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # of a damaged form the client is told, not the log
 
 
 class FormLimits(NamedTuple):

@@ -122,11 +122,14 @@ MANY = tuple(f"X-{index}: y" for index in range(MOST_HEADERS))
         (body(named("image", b"x" * 1001, "; filename=a")), TYPE, "image must be at most 1000 bytes, got 1001"),
     ],
 )
-def test_what_is_no_form_or_too_large_is_told_so(sent: bytes, content_type: str, message: str) -> None:
+def test_what_is_no_form_or_too_large_is_told_so_and_not_logged(
+    sent: bytes, content_type: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ArgumentError) as caught:
         read_form(sent, content_type, LIMITS)
     assert caught.value.message.startswith(message)
     assert len(caught.value.message) < 200
+    assert not caplog.records
 
 
 def test_damaged_forms_are_read_or_refused_and_nothing_else() -> None:
