@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +29,7 @@ _FILE = "KREA2_BENCH_ATTEMPTS"
 _BEGUN, _DIED = "begun ", "died of "
 _INTERRUPTED = 130
 _LAST_WORDS_S = 1.0
+_LOOK_S = 0.25  # at most, between looks for a signal: one that comes just before a wait does not interrupt it
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -79,8 +81,8 @@ class _Benchmark:
         self._words, self._attempts = list(words), attempts
         self._began = time.monotonic()
         self._seconds = self._find_seconds()
-        self._process: subprocess.Popen[bytes] | None = None
         self._stopped = False
+        self._untold: list[int] = []  # signals that have not been handed on
 
     def run(self) -> int:
         for number in _STOPS:
@@ -111,19 +113,25 @@ class _Benchmark:
         words, left = list(self._words), self._left()
         if left is not None and self._seconds is not None:
             words[self._seconds] = str(max(0, int(left)))
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", *words], env={**os.environ, _FILE: str(self._attempts), "PYTHONFAULTHANDLER": "1"}
         )
-        return self._process.wait()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(_LOOK_S)
+            while self._untold:
+                self._hand_on(process, self._untold.pop(0))
 
     def _stop(self, number: int, _: FrameType | None) -> None:
+        self._stopped = True
+        self._untold.append(number)  # perhaps while a process is being started
+
+    def _hand_on(self, process: subprocess.Popen[bytes], number: int) -> None:
         """Whoever stops this stops the benchmark too, most often itself: the signal goes to all of a terminal's or of
         `timeout`'s processes, and a second would cut short what the benchmark still has to say."""
-        self._stopped = True
-        if self._process is not None:
-            timer = threading.Timer(_LAST_WORDS_S, self._process.send_signal, (number,))
-            timer.daemon = True
-            timer.start()
+        timer = threading.Timer(_LAST_WORDS_S, process.send_signal, (number,))
+        timer.daemon = True
+        timer.start()
 
     def _find_seconds(self) -> int | None:
         """Where in the words the value of --seconds is."""

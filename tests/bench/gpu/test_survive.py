@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.measure.lost import DeviceLost, is_lost, raise_if_lost
+from tests.launcher.processes import PATIENCE_S
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[3]
@@ -102,9 +103,26 @@ def test_the_seconds_count_for_all_processes(survive: Run) -> None:
     assert 0 < int(line.split()[-1]) < 500
 
 
-def test_a_stopped_one_is_not_gone_on_with(tmp_path: Path) -> None:
+# What the process says comes before whoever starts it knows that it runs, as on a machine with much else to do.
+SLOW_START = """
+import sys
+if "bench.survive" in sys.orig_argv:
+    import subprocess, time
+    class Process(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            for _ in range(20):
+                time.sleep(0.05)
+    subprocess.Popen = Process
+"""
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_stopped_one_is_not_gone_on_with(tmp_path: Path, late: bool) -> None:
     module = "import time\nprint('here', flush=True)\ntime.sleep(600)\n"
     (tmp_path / "some.py").write_text(module)
+    if late:
+        (tmp_path / "sitecustomize.py").write_text(SLOW_START)
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.survive", "some"],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
@@ -114,7 +132,7 @@ def test_a_stopped_one_is_not_gone_on_with(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "here\n"
     process.send_signal(signal.SIGTERM)  # it alone: what it runs is stopped a second later
-    assert process.wait(timeout=120) == 130
+    assert process.wait(PATIENCE_S) == 130
     assert process.stdout.read() == "", "its end is closed, so nothing runs any more"
     process.stdout.close()
 
