@@ -8,8 +8,11 @@ when this is run again; WORK/finished.json says which stages are done.
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,14 +108,25 @@ def make(stages: list[list[str]], work: Path) -> None:
 
 
 def _run(command: list[str]) -> None:
-    with subprocess.Popen(command) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:
-            process.wait()  # it was interrupted too, and saves its state
-            raise
+    with _interrupted_after(), subprocess.Popen(command) as process:
+        code = process.wait()
     if code:
         sys.exit(f"{command[2]} ended with exit code {code}; run this again to go on from its last state")
+
+
+@contextmanager
+def _interrupted_after() -> Iterator[None]:
+    """Have Ctrl-C interrupt this process once what is inside is over: a stage hears of it too, and saves its state."""
+    interrupts: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # elsewhere it is ignored, as a stage does then
+        signal.signal(signal.SIGINT, lambda number, _: interrupts.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupts:
+        raise KeyboardInterrupt
 
 
 def _write(record: Path, finished: list[list[str]]) -> None:
