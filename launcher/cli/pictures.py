@@ -14,6 +14,7 @@ import click
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.pictures.pixels import Pixels
+from launcher.awake import AwakeLoop
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
@@ -145,7 +146,8 @@ class Pictures:
         if self._reader is None:
             from launcher.pictures.reading import PictureReader
 
-            self._runner = self._running.enter_context(asyncio.Runner())
+            # a loop that looks again and again, and so hears also of a signal that comes just before a wait
+            self._runner = self._running.enter_context(asyncio.Runner(loop_factory=AwakeLoop))
             self._reader = PictureReader()
             self._running.callback(self._reader.close)
         laid = self._runner.run(self._reader.read(request, files, model, limits))

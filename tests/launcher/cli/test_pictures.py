@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +16,17 @@ import click
 import pytest
 from PIL import Image
 
+from engine.config.model_config import ModelConfig
 from launcher.cli import generate as command
 from launcher.cli.main import execute
 from launcher.cli.pictures import Pictures
 from launcher.messages.client_messages import Generate
+from launcher.messages.limits import Limits
 from launcher.messages.message_parts import Outpaint
+from launcher.pictures.reading import PictureReader
 from launcher.requests.image_metadata import save_options
 from tests.launcher.conftest import Krea2
-from tests.launcher.processes import Marked
+from tests.launcher.processes import PATIENCE_S, Marked
 
 PROMPT = "a red circle on a blue background"
 NONE: dict[str, Any] = dict.fromkeys(
@@ -187,6 +194,37 @@ def test_files_are_read_when_they_are_sent_and_stdin_once(tmp_path: Path, monkey
     assert first == pictures.read(0) == pictures.read(1)
     picture(path, (64, 64))
     assert pictures.read(1) != first == pictures.read(0)
+
+
+class _Interrupted(BaseException):
+    pass
+
+
+def test_a_signal_that_interrupts_no_wait_ends_the_reading_of_a_picture_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, demo: ModelConfig
+) -> None:
+    """As one that comes just before the wait: Python knows of it, but the thread that would handle it waits already."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise _Interrupted
+
+    request.addfinalizer(lambda: signal.signal(signal.SIGUSR1, before))
+    before = signal.signal(signal.SIGUSR1, interrupt)
+
+    async def read(*_: object) -> None:
+        threading.Thread(target=interrupt_main_thread).start()
+        await asyncio.sleep(PATIENCE_S)
+
+    def interrupt_main_thread() -> None:
+        time.sleep(0.1)  # until it waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    monkeypatch.setattr(PictureReader, "read", read)
+    pictures = Pictures(NONE | {"image": picture(tmp_path / "a.png"), "image_input": True}, [{}])
+    asked = Generate(request_id="x", prompt=PROMPT, **pictures.parameters(0))
+    with pytest.raises(_Interrupted):
+        pictures.lay_out(0, asked, demo, Limits())
+    pictures.close()
 
 
 def test_no_picture_on_stdin_is_said(monkeypatch: pytest.MonkeyPatch, krea2: Krea2) -> None:
