@@ -8,6 +8,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -19,6 +20,7 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LaunchError
 from launcher.auto_mode.measurements import recall, setting
 from launcher.auto_mode.prediction import Devices, Prediction, Rates, Workload, block_format, choose, predict_modes
+from launcher.awake import AwakeClock
 from launcher.processes import child_environment, python_command
 
 H200, H200_BYTES = "NVIDIA H200", 139 * 2**30  # what `krea2 info --gpus` chooses for: its name, and its memory
@@ -118,15 +120,7 @@ def report_gpus() -> None:
 def _ask() -> Devices | str:
     """Ask a child for the GPUs, or why there are none."""
     try:
-        child = subprocess.run(
-            python_command("_devices"),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env=child_environment(),
-            timeout=_ASKED_S,
-            check=True,
-        )
-        return msgspec.json.decode(child.stdout, type=Devices | str)
+        return msgspec.json.decode(_output_of(python_command("_devices")), type=Devices | str)
     except subprocess.TimeoutExpired:
         raise LaunchError(f"torch did not say within {_ASKED_S:g} s which GPUs there are") from None
     except subprocess.CalledProcessError as error:
@@ -134,3 +128,32 @@ def _ask() -> Devices | str:
         raise LaunchError(f"torch cannot say which GPUs exist: {lines[-1] if lines else error.returncode}") from None
     except msgspec.DecodeError as error:
         raise LaunchError(f"torch cannot say which GPUs exist: {error}") from None
+
+
+def _output_of(command: list[str]) -> bytes:
+    """Run a command as `subprocess.run` does, for `_ASKED_S` seconds at most, but hear of a signal also where it comes
+    just before a wait."""
+    output: list[bytes] = []
+
+    def has_ended(seconds: float) -> bool:
+        with suppress(subprocess.TimeoutExpired):
+            output.extend(child.communicate(timeout=seconds))
+        return bool(output)
+
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=child_environment(),
+    ) as child:
+        try:
+            if not AwakeClock().wait(has_ended, _ASKED_S):
+                raise subprocess.TimeoutExpired(command, _ASKED_S)
+        except BaseException:
+            child.kill()
+            raise
+    stdout, stderr = output
+    if child.returncode:
+        raise subprocess.CalledProcessError(child.returncode, command, stdout, stderr)
+    return stdout

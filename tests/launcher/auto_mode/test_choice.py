@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
+import signal
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,21 +136,46 @@ def test_gpus_are_as_the_child_says(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ending", "message"),
+    ("script", "message"),
     [
-        (subprocess.TimeoutExpired("krea2", 120), "did not say within 120 s"),
-        (subprocess.CalledProcessError(1, "krea2", stderr=b"Traceback\nRuntimeError: no driver\n"), "no driver"),
-        (SimpleNamespace(stdout=b'{"name": 3}'), "cannot say which GPUs exist"),
+        ("exec sleep 600", r"did not say within 0\.1 s"),
+        ("echo Traceback >&2; echo RuntimeError: no driver >&2; exit 1", "no driver"),
+        ("exit 3", "cannot say which GPUs exist: 3"),
+        ("""echo '{"name": 3}'""", "cannot say which GPUs exist"),
     ],
 )
-def test_a_child_that_fails_is_an_error(ending: Any, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(*_: object, **__: object) -> Any:
-        if isinstance(ending, Exception):
-            raise ending
-        return ending
-
-    monkeypatch.setattr(subprocess, "run", run)
+def test_a_child_that_fails_is_an_error(script: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "python_command", lambda _: ["sh", "-c", script])
+    monkeypatch.setattr(choice, "_ASKED_S", 0.1 if "sleep" in script else PATIENCE_S)
     with pytest.raises(LaunchError, match=message):
+        find_devices(EngineConfig())
+
+
+class Interrupted(BaseException):
+    pass
+
+
+def test_a_signal_that_interrupts_no_wait_ends_the_asking_nevertheless(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """As one that comes just before the wait: Python knows of it, but the thread that would handle it waits already."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted
+
+    def interrupt_main_thread() -> None:
+        time.sleep(0.2)  # until it waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    def command(_: str) -> list[str]:
+        threading.Thread(target=interrupt_main_thread).start()
+        return ["sleep", "600"]
+
+    request.addfinalizer(lambda: signal.signal(signal.SIGUSR1, before))
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    monkeypatch.setattr(choice, "python_command", command)
+    monkeypatch.setattr(choice, "_ASKED_S", PATIENCE_S)
+    with pytest.raises(Interrupted):
         find_devices(EngineConfig())
 
 
