@@ -34,7 +34,7 @@ MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGAT
 
 def explore(url: str, *, scale: int = 1) -> Counter[tuple[str, int]]:
     """Send generated requests to every route. Returns how many had which status, by route."""
-    schema = schemathesis.openapi.from_dict(_closed(httpx.get(f"{url}/openapi.json").json()))
+    schema = schemathesis.openapi.from_dict(_closed(httpx.get(f"{url}/openapi.json", timeout=DEADLINE_S).json()))
     statuses: Counter[tuple[str, int]] = Counter()
     for found in schema.get_all_operations():
         operation = found.ok()

@@ -20,6 +20,7 @@ from PIL import Image
 from engine.errors import RequestTimeoutError
 from launcher.http.apis.chat.answers import Answer, write_chunks
 from launcher.messages.client_messages import Progress
+from tests.launcher.fake_ranks import DEADLINE_S
 from tests.launcher.http.apis.chat.conftest import MODEL
 from tests.launcher.http_servers import PROMPT
 
@@ -41,8 +42,12 @@ def red(data_url: str) -> int:
     return round(pixel[0])
 
 
+def answered(url: str, headers: dict[str, str] | None = None, **body: object) -> httpx.Response:
+    return httpx.post(url + PATH, json={"messages": SAID, **body}, headers=headers, timeout=DEADLINE_S)
+
+
 def posted(url: str, **body: object) -> Any:
-    answer = httpx.post(url + PATH, json={"messages": SAID, **body})
+    answer = answered(url, **body)
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -82,7 +87,7 @@ def test_a_picture_is_markdown_in_the_text_of_an_answer(client: openai.OpenAI) -
 def test_pictures_are_where_a_program_looks_for_them(url: str, body: dict[str, Any], form: str, stream: bool) -> None:
     body = {"seed": 5, "num_outputs_per_prompt": 2, "width": 97, **body}
     if stream:
-        message = joined(httpx.post(url + PATH, json={"messages": SAID, "stream": True, **body}).text)
+        message = joined(answered(url, stream=True, **body).text)
     else:
         message = posted(url, **body)["choices"][0]["message"]
     if form == "markdown":
@@ -146,13 +151,13 @@ def test_n_choices_have_images_of_their_own(url: str) -> None:
 
 def test_a_link_is_held_for_who_asks_for_one(url: str) -> None:
     for body in ({}, {"stream": True}):
-        text = httpx.post(url + PATH, json={"messages": SAID, "response_format": "url", **body}).text
+        text = answered(url, response_format="url", **body).text
         (link,) = re.findall(re.escape(url) + r"/v1/images/files/[\w-]+\.png", text)
-        assert httpx.get(link).headers["content-type"] == "image/png"
+        assert httpx.get(link, timeout=DEADLINE_S).headers["content-type"] == "image/png"
 
 
 def test_a_repeated_idempotency_key_gets_the_same_answer(url: str) -> None:
-    answers = [httpx.post(url + PATH, json={"messages": SAID}, headers={"Idempotency-Key": "a chat"}) for _ in range(2)]
+    answers = [answered(url, headers={"Idempotency-Key": "a chat"}) for _ in range(2)]
     assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, "true"]
     first, again = (answer.json()["choices"] for answer in answers)
     assert first == again
