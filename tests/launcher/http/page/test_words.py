@@ -28,6 +28,8 @@ def test_the_words_of_an_icon_are_shown_to_the_mouse_and_the_keyboard(page: Page
     page.keyboard.press("Escape")
     expect(tip).to_be_hidden()
     generate(page)
+    expect(pictures(page)).to_have_count(1)
+    expect(page.locator(".job")).to_have_count(0)  # or else, as it goes, the picture moves away from the mouse
     pictures(page).get_by_role("button", name="Vary").hover()
     expect(tip).to_have_text("Vary: same settings, new seed")
     tip.hover()
