@@ -9,7 +9,12 @@ from tests.launcher.http.page.fake_server import FakeServer
 from tests.launcher.http.page.page_use import PROMPT, generate, open_page, pictures
 
 RENDERING = "image => getComputedStyle(image).imageRendering"
-SCALE = "image => devicePixelRatio * image.getBoundingClientRect().width / image.naturalWidth"
+# The picture may be another one until the next has been loaded.
+IS_SHOWN = """([width, least, most]) => {
+  const image = document.getElementById("lightbox-image");
+  const scale = devicePixelRatio * image.getBoundingClientRect().width / image.naturalWidth;
+  return image.naturalWidth === width && least <= scale && scale <= most;
+}"""
 
 
 def choose(picture: Locator) -> None:
@@ -45,6 +50,8 @@ def test_two_pictures_are_compared_side_by_side_and_with_a_slider(page: Page, se
     expect(dialog.locator("mark")).to_have_text(["red", "green"])
     expect(dialog.get_by_text("The same: size, steps, guidance, file format.")).to_be_visible()
     left, right = dialog.locator("#compare-a"), dialog.locator("#compare-b")
+    for image in (left, right):
+        expect(image).to_have_css("width", "512px")  # once it has been loaded
     boxes = [image.bounding_box() for image in (left, right)]
     assert boxes[0]
     assert boxes[1]
@@ -52,13 +59,14 @@ def test_two_pictures_are_compared_side_by_side_and_with_a_slider(page: Page, se
     assert boxes[0]["width"] == boxes[1]["width"] == 512
     page.keyboard.press("ArrowRight")  # the other of the two views
     expect(left).to_be_hidden()
+    expect(dialog.locator("#compare-box")).to_have_css("width", "512px")
     slider = dialog.get_by_role("slider")
     cut = "() => getComputedStyle(document.getElementById('compare-above')).clipPath"
     assert page.evaluate(cut) == "inset(0px 0px 0px 50%)"
     slider.focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate(cut) == "inset(0px 0px 0px 51%)"
-    assert slider.evaluate(SCALE.replace("image.naturalWidth", "128")) == 4
+    assert slider.evaluate("slider => devicePixelRatio * slider.getBoundingClientRect().width / 128") == 4
     page.keyboard.press("Escape")
     expect(dialog).to_be_hidden()
     expect(green.get_by_role("button", name="Compare with another picture")).to_be_focused()
@@ -85,9 +93,9 @@ def test_small_pictures_are_enlarged_without_smoothing(page: Page, server: FakeS
         expect(image).to_have_css("image-rendering", rendering)
     page.locator(".picture-open").first.click()
     shown = page.locator("#lightbox-image")
-    for rendering, least, most in (("auto", 1.2, 1.9), ("auto", 0.5, 1.0), ("pixelated", 4, 4)):
+    for width, rendering, least, most in ((512, "auto", 1.2, 1.9), (1024, "auto", 0.5, 1.0), (128, "pixelated", 4, 4)):
+        page.wait_for_function(IS_SHOWN, arg=[width, least, most])
         expect(shown).to_have_css("image-rendering", rendering)
-        assert least <= shown.evaluate(SCALE) <= most
         page.keyboard.press("ArrowRight")
     page.set_viewport_size({"width": 420, "height": 700})
     page.wait_for_function("() => document.getElementById('lightbox-image').width === 256")  # a whole number of times
