@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shlex
 
 import pytest
@@ -13,6 +14,7 @@ from launcher.http.docs.page import write_page
 from tests.launcher.http.docs.described import describe
 from tests.launcher.http.page.fake_server import FakeServer, Refusal
 from tests.launcher.http.page.page_use import copied
+from tests.launcher.processes import wait_until
 
 BODY = {"prompt": "a red fox", "width": 64, "height": 48, "steps": 2, "output_format": "png", "seed": 7}
 INNER = "http://10.0.0.5:8000"  # what the server takes for its address behind a proxy
@@ -82,6 +84,7 @@ def test_events_are_shown_as_they_come_until_one_stops_them(page: Page, server: 
     expect(form.get_by_role("status")).to_contain_text("Stopped.")
     expect(form.get_by_role("button", name="Send")).to_be_focused()
     expect(form.get_by_role("button", name="Stop")).to_be_hidden()
+    wait_until(lambda: server.cancelled == 1, "the end of the request that was stopped")
 
     server.held = False
     form.get_by_role("button", name="Send").click()
@@ -170,5 +173,5 @@ def test_nothing_is_wider_than_a_narrow_screen(page: Page, server: FakeServer) -
     contents = page.get_by_role("navigation", name="Contents")
     contents.get_by_text("Contents", exact=True).click()  # which was folded
     contents.get_by_role("link", name="GET /v1/settings").press("Enter")
-    assert page.url.endswith("#get-v1-settings")
+    expect(page).to_have_url(re.compile("#get-v1-settings$"))
     expect(page.get_by_role("heading", name="GET /v1/settings")).to_be_in_viewport()
