@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from tests.launcher.http.page.conftest import DEADLINE_MS
 from tests.launcher.http.page.fake_server import FakeServer
 from tests.launcher.http.page.page_use import generate, open_page, pictures
 
@@ -29,6 +30,7 @@ COUNTDOWN = """async (happenings) => {
 def countdown(chromium: Browser) -> Iterator[Any]:
     """Gives what a countdown shows: every 0.25 s until `until`, of estimates that come at some seconds."""
     page, server = chromium.new_page(), FakeServer()
+    page.set_default_timeout(DEADLINE_MS)
     page.goto(f"{server.url}/page/icon.svg")
 
     def show(estimates: dict[float, float | None], until: float, **news: bool) -> list[dict[str, Any]]:

@@ -16,7 +16,9 @@ def test_a_request_shows_its_place_its_progress_and_its_previews_then_its_pictur
     page: Page, server: FakeServer
 ) -> None:
     server.held = True
+    page.clock.install(time=0)
     open_page(page, server)
+    page.clock.pause_at(3600)  # or else, after 2 s, the first estimate is believed
     generate(page, n="2", seed="7")
     bar = page.get_by_role("progressbar")
     expect(page.locator(".job-status")).to_have_text(re.compile("behind 2 pictures estimating"))
