@@ -25,7 +25,7 @@ from launcher.threads import in_own_thread
 _PATIENCE_S = 60.0  # for a file, of which `READ_S` are its own, on a machine with much else to do
 _START_S = 180.0  # for the process to come up, and to have the files, there
 _SHUT = "the server is shutting down"
-_END_S = 2.0  # for its end to be known, once its socket is closed
+_END_S = 60.0  # for its end to be known, once its socket is closed: Python's own may take long, there
 _CRASHES = ("SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE", "SIGILL")  # ends that a damaged file can be the reason of
 # glibc is to give back what a large picture took, and to reserve no address space for each thread.
 _ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": str(2**20)}
