@@ -8,7 +8,7 @@ import time
 import pytest
 
 from launcher import awake
-from launcher.awake import AwakeClock
+from launcher.awake import AwakeClock, AwakeLoop
 
 LONG_S = 3600.0
 
@@ -22,7 +22,8 @@ class FakeClock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._real, self._ahead_s = time.monotonic, 0.0
         monkeypatch.setattr(time, "monotonic", self)
-        monkeypatch.setattr(AwakeClock.__init__, "__defaults__", (self,))
+        for kind in (AwakeClock, AwakeLoop):
+            monkeypatch.setattr(kind.__init__, "__defaults__", (self,))
 
     def __call__(self) -> float:
         """Return seconds."""
@@ -35,8 +36,8 @@ class FakeClock:
         await asyncio.sleep(1.1)  # the front-end looks at the clock every second
 
     async def forward(self, seconds: float) -> None:
-        """Let time pass in which this process runs."""
+        """Let time pass in which this process runs, and no faster than other threads of it can follow."""
         due = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < due:
             self._ahead_s += awake.ASLEEP_S / 4
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
