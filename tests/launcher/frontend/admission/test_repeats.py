@@ -18,6 +18,7 @@ from launcher.messages.client_messages import Accepted, Generate, Progress
 from launcher.messages.encoding import Files
 from launcher.messages.own_clients import OwnClients
 from tests.launcher.fake_ranks import DEADLINE_S, NOT_FINITE_SEED, Fakes, fake_engine, run
+from tests.launcher.frontend.fake_clock import FakeClock
 
 PROMPT = "a red circle on a blue background"
 KEY = "order 7"
@@ -163,13 +164,18 @@ def test_a_repetition_gets_the_answer_of_what_has_ended(run_folder: Path) -> Non
     run(test())
 
 
-def test_a_repetition_of_what_may_work_now_is_made(run_folder: Path) -> None:
+def test_a_repetition_of_what_may_work_now_is_made(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock(monkeypatch)
+
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             fakes.ranks[0].hold = True
-            asked: Any = {"steps": 1, "timeout_s": 0.3, "idempotency_key": KEY}
+            asked: Any = {"steps": 1, "timeout_s": DEADLINE_S, "idempotency_key": KEY}
+            call = asyncio.create_task(client.generate(PROMPT, **asked))
+            await fakes.ranks[0].has_steps(1)
+            await clock.pause()
             with pytest.raises(RequestTimeoutError):
-                await client.generate(PROMPT, **asked)
+                await call
             fakes.ranks[0].resume()
             assert (await client.generate(PROMPT, **asked)).seeds
 
