@@ -17,6 +17,7 @@ from launcher.client.async_client import AsyncClient
 from launcher.frontend import live_requests
 from launcher.messages.own_clients import OwnClients
 from tests.launcher.fake_ranks import Fakes, fake_engine, run
+from tests.launcher.frontend.fake_clock import FakeClock
 from tests.launcher.http.http_requests import error_of
 from tests.launcher.http_servers import PATH, PROMPT, events_of, http_server
 
@@ -118,23 +119,24 @@ def test_a_hang_up_ends_a_request_only_if_nobody_asks_for_it_again(
 
 
 def test_a_request_lingers_from_the_last_hang_up_on(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_requests, "_LINGER_S", 3.0)
+    monkeypatch.setattr(live_requests, "_LINGER_S", 50.0)
+    clock = FakeClock(monkeypatch)
 
     async def test() -> None:
         async with two_servers(run_folder) as (fakes, first, _), AsyncClient(fakes.address) as rpc:
             fakes.ranks[0].hold = True
-            loop = asyncio.get_running_loop()
-            began = loop.time()
             for repeats in (0, 1):
                 call = asyncio.create_task(first.post(PATH, json=BODY, headers=KEY))
                 await fakes.ranks[0].has_steps(2)
                 await repeated(fakes, repeats)
-                await asyncio.sleep(0.5 if repeats == 0 else began + 2.0 - loop.time())
+                (request,) = fakes.frontend._requests._requests
                 call.cancel()
-            last = loop.time()
-            while (await rpc.status()).failed != 1:
-                await asyncio.sleep(0.01)
-            assert loop.time() - last >= 2.9
+                while request.followers:  # until the front-end has heard of it
+                    await asyncio.sleep(0.01)
+                await clock.forward(30.0)
+            assert (await rpc.status()).failed == 0  # 60 s after the first hang-up
+            await clock.forward(30.0)
+            assert (await rpc.status()).failed == 1
 
     run(test())
 
