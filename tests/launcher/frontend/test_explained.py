@@ -78,7 +78,7 @@ def test_steps_that_are_shared_say_with_how_many_images_of_others(run_folder: Pa
                 for explain in (True, False)
             ]
             async with asyncio.timeout(DEADLINE_S):
-                while (await client.status()).waiting + (await client.status()).running < 3:
+                while sum(fakes.frontend._requests.waiting_and_running) < 3:
                     await asyncio.sleep(0.01)
             rank.resume()
             await first
