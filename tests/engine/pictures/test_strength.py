@@ -10,7 +10,7 @@ from diffusers import QwenImageImg2ImgPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.pictures.strength import STRENGTH_STEPS, steps_of
+from engine.pictures.strength import MOST_SCHEDULE_STEPS, STRENGTH_STEPS, steps_of
 
 STRENGTHS = st.integers(0, 997).map(lambda part: part / 997) | st.integers(0, 100).map(lambda percent: percent / 100)
 
@@ -37,3 +37,11 @@ def test_full_runs_all_steps_behind_those_that_comfyui_leaves_out(steps: int, st
 def test_the_ends(rule: str, steps: int) -> None:
     assert steps_of(steps, 0.0, rule) == (0, steps)
     assert steps_of(steps, 1.0, rule) == (steps, 0)
+
+
+@pytest.mark.parametrize("strength", [5e-324, 1e-320, 1e-300, 1e-9])
+def test_whatever_is_above_0_leaves_numbers(strength: float) -> None:
+    run, skipped = steps_of(8, strength, "full")
+    assert run == 8
+    assert skipped > MOST_SCHEDULE_STEPS  # which a request may not have
+    assert sum(steps_of(8, strength, "partial")) == 8
