@@ -46,7 +46,17 @@ def prompt_of(messages: Sequence[ChatMessage]) -> tuple[str, Any]:
     if len(shown) > 1:
         told = "one is drawn over, and more, as references, are not taken yet"
         raise _error(f"the last message must have one image at most: {told}, got {len(shown)}")
-    return prompt, next((part.pop(name) for part in shown for name in ("image_url", "image") if name in part), None)
+    return prompt, _picture_of(shown[0]) if shown else None
+
+
+def _picture_of(part: dict[str, Any]) -> Any:
+    """Take the picture out of a part. Raises `ArgumentError` if it is elsewhere, or nowhere: what would be drawn then
+    has nothing to do with it."""
+    for name in ("image_url", "image"):
+        if part.get(name):
+            return part.pop(name)
+    told = 'give it as {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0…"}}'
+    raise _error(f"the last message has an image without a picture that can be taken: {told}")
 
 
 def _text_of(part: object) -> str:

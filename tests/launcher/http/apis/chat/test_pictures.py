@@ -73,6 +73,17 @@ def test_earlier_pictures_are_not_used_again(server: tuple[TestClient, FakeLink]
          "image is an address, and this server fetches nothing"),
         ({"messages": said(TEXT, {"type": "image_url", "image_url": {"url": URL}}), "image": URL}, "image",
          "image contradicts the last message, which has another"),
+        *(
+            ({"messages": said(TEXT, part)}, "messages", "the last message has an image without a picture that can be")
+            for part in (
+                {"type": "image_url"},
+                {"type": "image_url", "image_url": None},
+                {"type": "image_url", "image_url": {}},
+                {"type": "input_image", "file_id": "file-1"},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": URL}},
+                {"type": "image", "data": URL, "mimeType": "image/png"},
+            )
+        ),
         ({"messages": said(TEXT, {"type": "file", "file": {}})}, "messages",
          "the last message must be of text and an image, got a part of type 'file'"),
     ],
