@@ -43,13 +43,15 @@ def make_layers(canvas: Canvas, picture: Image.Image, mask: Image.Image | None, 
     source = extended(picture, canvas.at, canvas.size)
     left, top, right, bottom = crop_box(masked, max(wanted.mask_crop, wanted.mask_feather), canvas.size, canvas.drawn)
     box = left, top, min(right, canvas.size[0]), min(bottom, canvas.size[1])
-    size, place = (right - left, bottom - top), (0, 0, box[2] - left, box[3] - top)
-    inner = tuple(
-        max(1, round(room * part / whole)) for room, part, whole in zip(canvas.drawn, place[2:], size, strict=True)
+    inner = (
+        max(1, round(canvas.drawn[0] * (box[2] - left) / (right - left))),
+        max(1, round(canvas.drawn[1] * (box[3] - top) / (bottom - top))),
     )
-    drawn = extended(source.crop(box), place, size).resize(canvas.drawn, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    mask = extended(mask.crop(box), place, size).resize(canvas.drawn, Image.Resampling.NEAREST)
-    return Layers(drawn, _latent(mask, wanted), (inner[0], inner[1]), box, alpha.crop(box), source)
+    # Extended only then: of another shape than the canvas, what is widened may be many times as large.
+    drawn = source.crop(box).resize(inner, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    mask = mask.crop(box).resize(inner, Image.Resampling.NEAREST)
+    drawn, mask = (extended(layer, (0, 0, *inner), canvas.drawn) for layer in (drawn, mask))
+    return Layers(drawn, _latent(mask, wanted), inner, box, alpha.crop(box), source)
 
 
 def extended(image: Image.Image, at: Box, size: Size) -> Image.Image:

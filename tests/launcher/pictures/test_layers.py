@@ -129,6 +129,22 @@ def test_a_cropped_mask_is_drawn_at_full_size_and_pasted_back_where_it_was(read:
     )
 
 
+def test_a_wide_mask_that_is_drawn_tall_takes_no_memory_for_what_lies_beyond_the_picture(read: Read) -> None:
+    image = Image.linear_gradient("L").resize((3000, 400)).convert("RGB")
+    mask = mask_of(image.size, (0, 100, 3000, 300))
+    picture = read(
+        image=saved(image), mask=mask, mask_crop=0, mask_feather=0, width=96, height=4096
+    )  # or 1.2 GB of pixels
+    assert (picture.width, picture.height, picture.answer_size) == (96, 4096, image.size)
+    assert picture.patch is not None
+    assert picture.patch.box == (0, 0, 3000, 400)
+    assert picture.patch.inner == (96, 13)
+    assert (
+        picture.pixels.rgb[: 96 * 3 * 13]
+        == image.resize((96, 13), Image.Resampling.LANCZOS, reducing_gap=3.0).tobytes()
+    )
+
+
 @pytest.mark.parametrize("crop", [None, 8])
 def test_previews_show_what_stays_of_the_source(read: Read, crop: int | None) -> None:
     image = Image.new("RGB", (180, 100), "blue")
