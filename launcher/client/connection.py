@@ -1,8 +1,9 @@
 """A client's connection to a front-end: sends, receives, pings, and knows who waits for which reply.
 
 Requests are sent again while nothing is heard of them, which is harmless, since the front-end knows them by their id;
-a server that is silent for too long counts as lost, so that no call waits forever. How long is told by a clock that
-stands still while this process does, or its event loop: what came meanwhile is heard only afterwards.
+a server that is silent for too long counts as lost, so that no call waits forever. Files may be on their way for long,
+and what is sent after them waits behind them, pings too. How long is told by a clock that stands still while this
+process does, or its event loop: what came meanwhile is heard only afterwards.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import time
 import uuid
+from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +37,7 @@ ASK_AGAIN_S = 10.0  # without a reply to a request
 SILENCE_S = 30.0  # without anything from the server, which may have been stopped for a while as a whole
 OWN_SILENCE_S = 120.0  # for a process of the server's own, which ends with it
 ANSWER_S = 20.0  # to a question
+_SLOWEST = 128 * 1024  # bytes of files a second, on their way to the server
 _FAREWELL_MS = 200  # for the last cancels to leave
 _FILES = 16  # that a context and its socket open, and some
 _HINT = (
@@ -48,7 +51,7 @@ class Call:
 
     key: what its replies have: the request's id, or, where they have none, their type. frame: to be sent again while
     nothing is heard; None for a question, which is asked once, and whose answer is due by a time, or else `late` ends
-    it. files: what follows the frame, until the server has it. Times are the connection's.
+    it. files: what follows the frame, until the server has it; sent: when. Times are the connection's.
     """
 
     key: Any
@@ -57,6 +60,7 @@ class Call:
     due: float = math.inf
     late: Krea2Error | None = None
     files: tuple[bytes, ...] = ()
+    sent: float = 0.0
     _unread: dict[Hashable, tuple[messages.Reply, bytes] | Krea2Error] = field(default_factory=dict)
     _has_unread: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -105,6 +109,8 @@ class Connection:
         self._tasks: list[asyncio.Task[None]] = []
         self._clock = AwakeClock()
         self._last_heard = 0.0
+        self._pings: deque[float] = deque()  # when those were sent that are not answered
+        self._arrived = 0.0  # what was sent before then has arrived: it comes in order
         self._lost: Krea2Error | None = None  # why calls fail, until the server is heard again
         self._ended = False
 
@@ -151,6 +157,7 @@ class Connection:
     def server_ended(self, error: Krea2Error) -> None:
         """Fail everything that waits, and what is asked from now on until the server is heard again."""
         self._lost = error
+        self._pings.clear()
         for call in self._calls:
             call.put("end", error)
 
@@ -166,7 +173,10 @@ class Connection:
             raise ArgumentError.of("request_id", "a string of 1 to 64 characters", request_id)
         if any(call.key == request_id for call in self._calls):
             raise ArgumentError(f"request_id {request_id!r} is in use", parameter="request_id")
-        call = Call(request_id, frame, self._clock(), files=(*files,))
+        if not any(call.files for call in self._calls):
+            self._pings.clear()  # some may have been lost with a connection
+        now = self._clock()
+        call = Call(request_id, frame, now, files=(*files,), sent=now)
         self._calls.append(call)
         self._send_frames(frame, *files)
         return call
@@ -225,6 +235,8 @@ class Connection:
         if isinstance(reply, messages.Closing):
             self.server_ended(error_from_code(reply.code, reply.message))
             return
+        if isinstance(reply, messages.Pong) and self._pings:
+            self._arrived = self._pings.popleft()
         key = getattr(reply, "request_id", type(reply))  # None for a question that the server did not understand
         kind: Hashable = (type(reply), getattr(reply, "index", None))
         outcome: tuple[messages.Reply, bytes] | Krea2Error = (reply, file)
@@ -243,14 +255,20 @@ class Connection:
             if really - pinged >= PING_S:
                 pinged = really
                 self._send(messages.Ping())
+                if self._lost is None:
+                    self._pings.append(now)
+            on_way = [call for call in self._calls if call.files and self._arrived <= call.sent]
             silence_s = OWN_SILENCE_S if self._is_own else SILENCE_S
+            silence_s += sum(len(file) for call in on_way for file in call.files) // _SLOWEST
             if now - self._last_heard > silence_s and self._lost is None:
                 self.server_ended(ServerError(f"the server at {self.address} has been silent for {silence_s:g} s"))
             for call in self._calls:
                 if call.late is not None and now >= call.due:
                     call.put("end", call.late)
-                if call.frame is not None and now - call.last_heard > ASK_AGAIN_S:
-                    call.last_heard = now
+                if call in on_way:
+                    call.last_heard = now  # nothing could come yet
+                elif call.frame is not None and now - call.last_heard > ASK_AGAIN_S:
+                    call.last_heard = call.sent = now
                     self._send_frames(call.frame, *call.files)
 
 

@@ -22,7 +22,7 @@ from launcher.client import connection as connection_module
 from launcher.client.async_client import AsyncClient
 from launcher.client.connection import Connection
 from launcher.client.results import ImageFile, Result, Usage
-from launcher.messages.client_messages import Accepted, Pong, Progress
+from launcher.messages.client_messages import Accepted, Failed, Pong, Progress
 from launcher.messages.encoding import encode
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
 from tests.launcher.frontend.fake_clock import LONG_S, FakeClock
@@ -165,6 +165,56 @@ def test_a_lost_request_is_sent_again(run_folder: Path, monkeypatch: pytest.Monk
             monkeypatch.setattr(Connection, "_send_frames", lose_the_first)
             assert (await client.generate(PROMPT, steps=1)).seeds
             assert lost
+
+    run(test())
+
+
+def test_files_that_are_long_on_their_way_are_waited_for_and_not_sent_twice(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"PING_S": 0.02, "ASK_AGAIN_S": 0.02, "_SLOWEST": 1}.items():
+        monkeypatch.setattr(connection_module, name, value)
+    request_id, file = "7", bytes(100)  # 100 s
+
+    async def test() -> None:
+        context = zmq.asyncio.Context()
+        server = context.socket(zmq.ROUTER)
+        server.bind(f"ipc://{run_folder}/server")
+
+        async def come(kind: bytes) -> list[bytes]:
+            async with asyncio.timeout(DEADLINE_S):
+                while kind not in (frames := await server.recv_multipart())[1]:
+                    await server.send_multipart([frames[0], encode(Pong())])
+            return frames
+
+        client = AsyncClient(f"ipc://{run_folder}/server")
+        connecting = asyncio.create_task(client.connect())
+        call = None
+        try:
+            name, _ = await server.recv_multipart()
+            await server.send_multipart([name, encode(Pong())])
+            await connecting
+            monkeypatch.setattr(connection_module, "SILENCE_S", 0.2)
+            call = asyncio.create_task(client.generate(PROMPT, image=file, request_id=request_id))
+            _, _, sent = await come(b"generate")
+            assert sent == file
+            pings = [(await server.recv_multipart())[1:] for _ in range(30)]  # three times as long as the silence
+            assert {len(frames) for frames in pings} == {1}
+            assert all(b"ping" in frame for (frame,) in pings)
+            assert not call.done()
+            for _ in pings:
+                await server.send_multipart([name, encode(Pong())])
+            assert (await come(b"generate"))[2] == file  # they have come, and nothing of the request
+            await server.send_multipart(
+                [name, encode(Failed(request_id=request_id, code="invalid_parameter", message="no"))]
+            )
+            with pytest.raises(ArgumentError, match="no"):
+                await call
+        finally:
+            if call is not None:
+                call.cancel()
+            await client.close()
+            context.destroy(linger=0)
 
     run(test())
 
