@@ -22,6 +22,7 @@ from launcher.http.apis.automatic1111.meaning import to_parameters
 from launcher.http.apis.automatic1111.neighbours import Neighbours
 from launcher.http.apis.automatic1111.watching import PREVIEWS, Job, Watching, caller_of
 from launcher.http.uploads.pictures import Pictures
+from launcher.messages.parameter_names import SYNONYMS
 
 _PROMPT = "a red circle on a blue background"
 _BODY = Body(
@@ -36,6 +37,7 @@ _OVER = Body(
     }
 )
 _YES = ("true", "1", "yes", "on")
+_NAMES = {**SYNONYMS, "inpaint_full_res_padding": "mask_crop"}
 
 
 def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
@@ -58,7 +60,7 @@ def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> 
         try:
             result = await watching.draw(caller, job, start)
         except ArgumentError as error:
-            raise in_words_of(sent, error) from None
+            raise in_words_of(sent, error, _NAMES) from None
         assert job.drawing is not None
         told = answer(body, job.drawing, result, warnings, model)
         return JsonResponse(told, headers=job.drawing.headers)

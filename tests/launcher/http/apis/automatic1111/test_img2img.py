@@ -93,6 +93,12 @@ def test_what_is_not_done_is_told(server: tuple[TestClient, FakeLink], changed: 
         ({"init_images": ["?"]}, "init_images", "init_images is no base64"),
         ({"mask": "?"}, "mask", "mask is no base64"),
         ({"denoising_strength": 2}, "denoising_strength", "denoising_strength must be between 0 and 1, got 2"),
+        (
+            {"mask": MASKED, "inpaint_full_res_padding": -1},
+            "inpaint_full_res_padding",
+            "inpaint_full_res_padding must be between 0 and 4096 pixels, got -1",
+        ),
+        ({"mask": MASKED, "mask_blur": 300}, "mask_blur", "mask_blur must be between 0 and 256 pixels, got 300"),
         ({"inpainting_mask_invert": 1}, "inpainting_mask_invert", "inpainting_mask_invert must be 0: what is white in"),
         ({"init_image": TEXT}, "init_image", "unknown parameter 'init_image': did you mean init_images?"),
     ],
