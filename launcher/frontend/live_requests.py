@@ -288,7 +288,7 @@ class LiveRequests:
     async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:
         try:
             made_with = self._loras.made_with(request.number)
-            pixels = job.width * job.height
+            pixels = request.checked.pixels
             file = await in_thread(pixels, encode_image, rgb, request.checked, seed=job.seed, made_with=made_with)
         except Exception as error:
             log_exception(error)

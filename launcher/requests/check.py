@@ -76,6 +76,11 @@ class CheckedRequest:
         """Width and height of finished images; width and height are what is drawn."""
         return (self.width, self.height) if self.picture is None else self.picture.answer_size
 
+    @property
+    def pixels(self) -> int:
+        """Of an image, or of the picture that it is pasted into, which may be far larger."""
+        return max(self.width * self.height, math.prod(self.answer_size))
+
 
 def check(
     request: Generate,

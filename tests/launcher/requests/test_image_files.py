@@ -136,3 +136,12 @@ def test_a_file_that_began_from_a_picture_says_how_and_has_the_answer_s_size(out
     assert {name: made.get(name) for name in told} == told
     assert "mask_crop" not in made
     assert ", Denoising strength: 0.5, " in infotext(made)
+
+
+def test_what_is_pasted_into_a_large_picture_counts_as_one() -> None:
+    """So that it is written where large ones are."""
+    small = replace(REQUEST, width=64, height=48)
+    assert small.pixels == 64 * 48
+    pixels = Pixels(64, 48, b"")
+    assert replace(small, picture=PreparedPicture((4000, 2000), pixels)).pixels == 4000 * 2000
+    assert replace(small, picture=PreparedPicture((50, 40), pixels)).pixels == 64 * 48
