@@ -108,6 +108,7 @@ class Pictures:
         self._known: dict[object, PreparedPicture] = {}
         self._reader: PictureReader | None = None
         self._running = ExitStack()
+        self._stopped: BaseException | None = None
 
     @property
     def loads_encoder(self) -> bool:
@@ -148,9 +149,13 @@ class Pictures:
 
             # a loop that looks again and again, and so hears also of a signal that comes just before a wait
             self._runner = self._running.enter_context(asyncio.Runner(loop_factory=AwakeLoop))
+            self._runner.get_loop().set_exception_handler(self._hear)
             self._reader = PictureReader()
             self._running.callback(self._reader.close)
-        laid = self._runner.run(self._reader.read(request, files, model, limits))
+        try:
+            laid = self._runner.run(self._reader.read(request, files, model, limits))
+        except RuntimeError as error:  # the loop was stopped
+            raise self._stopped or error from None
         self._known[key] = replace(laid, pixels=Pixels(laid.width, laid.height, b""), patch=None)
         return self._known[key]
 
@@ -166,6 +171,15 @@ class Pictures:
         """End the process that has laid out pictures."""
         self._running.close()
         self._reader = None
+
+    def _hear(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Hear what a callback has raised. What a signal's handler raises is no `Exception`, and ends the loop."""
+        error = context.get("exception")
+        if error is None or isinstance(error, Exception):
+            loop.default_exception_handler(context)
+        else:
+            self._stopped = error
+            loop.stop()
 
     def _of_stdin(self, name: str) -> bytes:
         if self._stdin is None:

@@ -7,7 +7,6 @@ import io
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -200,10 +199,15 @@ class _Interrupted(BaseException):
     pass
 
 
-def test_a_signal_that_interrupts_no_wait_ends_the_reading_of_a_picture_nevertheless(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, demo: ModelConfig
+@pytest.mark.parametrize("called", [False, True])
+def test_a_signal_ends_the_reading_of_a_picture_whenever_it_comes(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    demo: ModelConfig,
+    called: bool,
 ) -> None:
-    """As one that comes just before the wait: Python knows of it, but the thread that would handle it waits already."""
+    """In a callback of the loop, and just before a wait: Python knows of it then, but waits already."""
 
     def interrupt(number: int, frame: object) -> None:
         raise _Interrupted
@@ -212,12 +216,12 @@ def test_a_signal_that_interrupts_no_wait_ends_the_reading_of_a_picture_neverthe
     before = signal.signal(signal.SIGUSR1, interrupt)
 
     async def read(*_: object) -> None:
-        threading.Thread(target=interrupt_main_thread).start()
+        if called:
+            asyncio.get_running_loop().call_soon(lambda: signal.raise_signal(signal.SIGUSR1))
+        else:
+            wait_s = 0.1  # until it waits
+            threading.Timer(wait_s, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)).start()
         await asyncio.sleep(PATIENCE_S)
-
-    def interrupt_main_thread() -> None:
-        time.sleep(0.1)  # until it waits
-        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
     monkeypatch.setattr(PictureReader, "read", read)
     pictures = Pictures(NONE | {"image": picture(tmp_path / "a.png"), "image_input": True}, [{}])
