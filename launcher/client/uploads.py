@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from engine.errors import ArgumentError
 from launcher.client.results import ImageFile, Result
@@ -21,6 +21,8 @@ MOST_BYTES = 2 * Limits.max_image_bytes  # of a file: of a longer one a server's
 KINDS = "a path, the bytes of a file, an open file, one of Pillow's images or an array"
 _ARRAYS = "an array of height × width × 3 or 4, or height × width, of uint8 or of floats from 0 to 1"
 _AS_THEY_ARE = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})  # modes that PNG has
+_TRANSPARENT = {"RGBa": "RGBA", "PA": "RGBA", "La": "LA"}  # modes that would lose that, and what they become
+_ENDLESS = ("I", "F")  # modes whose levels may be any numbers
 
 
 def read_pictures(given: Mapping[str, Any]) -> dict[str, bytes]:
@@ -81,14 +83,24 @@ def _encode(name: str, image: PIL.Image) -> bytes:
 
     try:
         upright = ImageOps.exif_transpose(image)
+        if upright.mode in _ENDLESS:
+            _check_levels(name, upright)
         if upright.mode not in _AS_THEY_ARE:
-            upright = upright.convert("RGB")
+            upright = upright.convert(_TRANSPARENT.get(upright.mode, "RGB"))
         file = io.BytesIO()
         options = {"transparency": image.info["transparency"]} if "transparency" in image.info else {}
         upright.save(file, "png", compress_level=1, icc_profile=_profile_of(image), **options)
     except (OSError, ValueError, SyntaxError) as error:  # of a file that is read only now
         raise ArgumentError(f"{name} cannot be read: {error}", parameter=name) from None
     return file.getvalue()
+
+
+def _check_levels(name: str, image: PIL.Image) -> None:
+    """Raise `ArgumentError` about levels that would be cut off at white, or be black but for rounding."""
+    low, high = cast("tuple[float, float]", image.getextrema())
+    if not (low >= 0 and 1 < high <= 255) and (low, high) != (0, 0):
+        told = f"from {low:g} to {high:g}, in mode {image.mode}: give {_ARRAYS}"
+        raise ArgumentError(f"{name} must have levels from 0 to 255, got them {told}", parameter=name)
 
 
 def _profile_of(image: PIL.Image) -> bytes | None:

@@ -47,10 +47,21 @@ def pixels_of(value: object) -> np.ndarray[Any, Any]:
         (MASK.astype(float), MASK * 255),
         (torch.from_numpy(MASK), MASK * 255),
         (PIXELS[:, ::-1], PIXELS[:, ::-1]),
+        (PIL.fromarray(PIXELS[:, :, 0].astype(np.int32)), np.dstack([PIXELS[:, :, 0]] * 3)),
+        (PIL.fromarray(PIXELS[:, :, 0].astype(np.float32)), np.dstack([PIXELS[:, :, 0]] * 3)),
     ],
 )
 def test_images_and_arrays_become_files_of_the_same_pixels(value: object, pixels: np.ndarray[Any, Any]) -> None:
     assert (pixels_of(value) == pixels).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBa", "PA", "La"])
+def test_images_of_pillow_s_rarer_modes_stay_transparent(mode: str) -> None:
+    image = PIL.new("RGBA", (8, 6), (255, 0, 0, 0))
+    image.paste((9, 9, 9, 255), (0, 0, 4, 6))
+    sent = PIL.fromarray(pixels_of((image.convert("LA") if mode == "La" else image).convert(mode))).convert("RGBA")
+    assert (np.asarray(sent)[:, :, 3] == np.asarray(image)[:, :, 3]).all()
+    assert sent.getpixel((0, 0)) == (9, 9, 9, 255)
 
 
 def test_files_are_sent_as_they_are(tmp_path: Path) -> None:
@@ -92,6 +103,8 @@ def test_one_of_pillow_s_images_is_sent_upright_with_its_profile_and_transparenc
         (np.full((4, 4), np.nan), "of floats from 0 to 1, got values from nan"),
         (np.moveaxis(PIXELS, 2, 0), "got 3 × 6 × 8: give permute(1, 2, 0) of a tensor"),
         (np.zeros((0, 4, 3), np.uint8), "got 0 × 4 × 3"),
+        (PIL.fromarray((PIXELS[:, :, 0] / 255).astype(np.float32)), "must have levels from 0 to 255, got them from "),
+        (PIL.fromarray(PIXELS[:, :, 0].astype(np.int32) * 257), ", in mode I: give an array of height × width × 3"),
     ],
 )
 def test_what_is_no_picture_is_an_error_about_it(value: object, told: str) -> None:
