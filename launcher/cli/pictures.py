@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import os
+import select
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +17,7 @@ import click
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.pictures.pixels import Pixels
-from launcher.awake import AwakeLoop
+from launcher.awake import TICK_S, AwakeLoop
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from launcher.pictures.reading import PictureReader
 
 STDIN = "-"
+_AT_ONCE = 1 << 20  # bytes that are read of stdin, of which a pipe gives fewer
 _MOST_LAID_OUT = 32  # pictures of a call that are decoded at once; of more it is seen that they can be read
 
 
@@ -185,5 +189,21 @@ class Pictures:
         if self._stdin is None:
             if sys.stdin is None or sys.stdin.isatty():
                 raise ArgumentError(f"{name} is -, and there is no file on stdin", parameter=name)
-            self._stdin = sys.stdin.buffer.read()
+            self._stdin = read_stdin()
         return self._stdin
+
+
+def read_stdin(most: int | None = None) -> bytes:
+    """Read stdin to its end, or until it has given `most` bytes, and hear of signals meanwhile: one that comes just
+    before a read does not interrupt it. Raises `OSError`."""
+    try:
+        file = sys.stdin.fileno()
+    except io.UnsupportedOperation:  # it is none of the system's
+        return sys.stdin.buffer.read(-1 if most is None else most)
+    data = bytearray()
+    while most is None or len(data) < most:
+        if select.select([file], [], [], TICK_S)[0]:
+            if not (part := os.read(file, _AT_ONCE)):
+                break
+            data += part
+    return bytes(data)

@@ -15,7 +15,7 @@ import click
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.errors import ArgumentError
 from launcher.cli.options.as_typed import LineError
-from launcher.cli.pictures import STDIN
+from launcher.cli.pictures import STDIN, read_stdin
 from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.messages.parameter_names import ALIASES, SYNONYMS, in_own_names, read
 from launcher.parameters.values import PICTURES
@@ -152,7 +152,7 @@ def _bytes_of(file: str) -> bytes:
                 raise ArgumentError("there is no stdin to read prompts from", parameter="prompts")
             if sys.stdin.isatty():
                 click.echo("prompts, a line each; Ctrl-D ends them:", err=True)
-            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+            data = read_stdin(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         problem = getattr(error, "strerror", None) or error
         if " " in file and not os.path.lexists(file):
