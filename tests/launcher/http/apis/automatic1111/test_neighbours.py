@@ -17,6 +17,12 @@ from tests.launcher.fake_ranks import DEADLINE_S, run
 from tests.launcher.processes import temporary_folder
 
 
+@pytest.fixture(autouse=True)
+def _nobody_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Because of a machine on which an answer takes a second."""
+    monkeypatch.setattr("launcher.http.apis.automatic1111.neighbours._ANSWER_S", DEADLINE_S)
+
+
 async def never() -> Drawing:
     await asyncio.Event().wait()
     raise AssertionError
