@@ -122,7 +122,7 @@ async def _proxy(program: str, *arguments: str, listening: Path) -> AsyncIterato
     transport = httpx.AsyncHTTPTransport(uds=str(listening), verify=context)
     try:
         async with asyncio.timeout(DEADLINE_S):
-            while not listening.exists():
+            while not await _takes_connections(listening):
                 assert process.returncode is None, f"{program} has ended"
                 await asyncio.sleep(0.01)
         async with httpx.AsyncClient(transport=transport, base_url=URL, timeout=DEADLINE_S) as client:
@@ -133,3 +133,13 @@ async def _proxy(program: str, *arguments: str, listening: Path) -> AsyncIterato
             await process.wait()
         for left in (listening, listening.parent / "commands"):
             left.unlink(missing_ok=True)
+
+
+async def _takes_connections(listening: Path) -> bool:
+    """Whether the socket is there and listens, which comes a moment later."""
+    try:
+        _, writer = await asyncio.open_unix_connection(listening)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    writer.close()
+    return True
