@@ -16,7 +16,7 @@ import yaml
 from launcher.http.answers import event_stream
 from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
 from tests.launcher.http.http_requests import JSON
-from tests.launcher.http.proxies.proxies import NAME, URL, checks_of_haproxy, haproxy, nginx, written
+from tests.launcher.http.proxies.proxies import NAME, URL, checks_of_haproxy, haproxy, nginx, replaced, written
 from tests.launcher.http_servers import PATH, PROMPT, http_server, http_server_without_engine
 
 pytestmark = pytest.mark.slow
@@ -70,17 +70,18 @@ async def expect_the_usual(client: httpx.AsyncClient, url: str) -> None:
 
 def test_nginx_passes_on_events_limits_and_paths(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(event_stream, "SILENCE_S", 0.05)
+    configuration = replaced(SERVER, {"client_max_body_size 140m;": "client_max_body_size 33m;"})  # which is sent soon
 
     async def test() -> None:
         async with (
             fake_engine(run_folder) as fakes,
             http_server(fakes.address, **SETTINGS) as server,
-            nginx(run_folder, SERVER, server.base_url) as client,
+            nginx(run_folder, configuration, server.base_url) as client,
         ):
             await expect_the_usual(client, URL)
             await expect_streams_as_they_come(client, fakes)
             for _ in range(5):  # ours, although nginx still sends
-                ours = await client.post(PATH, content=b" " * (2**20 + 1), headers=JSON)
+                ours = await client.post("/v1/loras", content=b" " * (2**20 + 1), headers=JSON)
                 assert (ours.status_code, ours.json()["error"]["code"]) == (413, "body_too_large")
             chat = {"messages": [{"role": "user", "content": text} for text in ("a fox " * 500_000, PROMPT)]}
             assert (await client.post("/v1/chat/completions", json=chat)).status_code == 200
