@@ -55,8 +55,8 @@ def switch(name: str, value: object) -> bool:
 
 
 def outpaint(name: str, value: object) -> dict[str, int]:
-    """Read how many pixels to add on which sides: `left=256,top=64`, or an object of them, in which null is none.
-    Raises `ArgumentError` about `name`."""
+    """Read how many pixels to add on which sides: `left=256,top=64`, or an object of them, in which null is none, as is
+    an empty text of a form. Raises `ArgumentError` about `name`."""
     allowed = "pixels to add by side, as left=256,top=64"
     if isinstance(value, str):
         pairs = [side.partition("=") for side in value.split(",")[: len(SIDES) + 1]]
@@ -64,7 +64,7 @@ def outpaint(name: str, value: object) -> dict[str, int]:
         if len(sides) < len(pairs) or any(side in SIDES and not pixels for side, pixels in sides.items()):
             raise ArgumentError.of(name, allowed, value)
     elif isinstance(value, Mapping):
-        sides = {side: pixels for side, pixels in value.items() if pixels is not None}
+        sides = {side: pixels for side, pixels in value.items() if pixels not in (None, "")}
     else:
         raise ArgumentError.of(name, allowed, value)
     for side in sides:

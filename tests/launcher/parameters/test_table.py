@@ -77,7 +77,7 @@ def test_each_name_is_there_once_and_is_none_of_ours() -> None:
         ({"init_images": ["a"], "mask_image": b"b", "denoising_strength": "0"}, IMAGE | {"strength": 0.0}),
         ({"prompt_strength": 0.8, "mask_blur": "4", "padding_mask_crop": 32.0}, {"strength": 0.8} | AROUND),
         ({"outpaint": "left=256, top=64"}, {"outpaint": {"left": 256, "top": 64}}),
-        ({"outpaint": {"right": "8", "top": None}, "strength": None}, {"outpaint": {"right": 8}}),
+        ({"outpaint": {"right": "8", "top": None, "left": ""}, "strength": None}, {"outpaint": {"right": 8}}),
         ({"inpaint_full_res": False, "inpaint_full_res_padding": 32, "inpainting_mask_invert": 0}, {}),
         ({"input_fidelity": "low", "resize_mode": 0, "inpainting_fill": 1}, {}),
     ],
