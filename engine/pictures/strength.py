@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 STRENGTH_STEPS = ("partial", "full")
 MOST_SCHEDULE_STEPS = 10_000  # of which the last are run
-_ENDLESS = 2.0**53
+_ENDLESS = 2.0**53  # steps
 
 
 class StrengthSteps(NamedTuple):
@@ -25,8 +25,7 @@ def steps_of(steps: int, strength: float, rule: str) -> StrengthSteps:
     if strength == 0:
         return StrengthSteps(0, steps)
     if rule == "full":
-        return StrengthSteps(
-            steps, int(min(steps / strength, _ENDLESS)) - steps
-        )  # of the least floats that is infinite
+        whole = min(steps / strength, _ENDLESS)  # of the least floats that would be infinite
+        return StrengthSteps(steps, int(whole) - steps)
     skipped = int(steps - min(steps * strength, steps))
     return StrengthSteps(steps - skipped, skipped)

@@ -214,6 +214,8 @@ class Connection:
 
     def _send(self, message: messages.Request) -> None:
         """Send a message, if the connection is open, and wait for no reply."""
+        if isinstance(message, messages.Ping) and self._lost is None:
+            self._pings.append(self._clock())
         self._send_frames(encode_request(message))
 
     def _send_frames(self, *frames: bytes) -> None:
@@ -255,8 +257,6 @@ class Connection:
             if really - pinged >= PING_S:
                 pinged = really
                 self._send(messages.Ping())
-                if self._lost is None:
-                    self._pings.append(now)
             on_way = [call for call in self._calls if call.files and self._arrived <= call.sent]
             silence_s = OWN_SILENCE_S if self._is_own else SILENCE_S
             silence_s += sum(len(file) for call in on_way for file in call.files) // _SLOWEST
