@@ -12,12 +12,10 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from engine.errors import Krea2Error, ServerError
+from launcher.awake import TICK_S
 from launcher.client.async_client import AsyncClient
 
 CANCEL_S = 1.0  # seconds for other calls to end, once they have been told to
-# Python hears of a signal, as of Ctrl-C, between two instructions, or when it interrupts a wait. One that comes between
-# the last instruction before a wait and the wait itself is heard of at the wait's end.
-_HEARS_SIGNALS_S = 0.25
 
 T = TypeVar("T")
 
@@ -49,7 +47,9 @@ class LoopThread:
                     work.close()
                     raise ServerError("the client was closed")
                 future = asyncio.run_coroutine_threadsafe(work, self._loop)
-            while not wait((future,), timeout=_HEARS_SIGNALS_S).done:
+            # Python hears of a signal, as of Ctrl-C, between two instructions, or when it interrupts a wait. One that
+            # comes after the last instruction before a wait is heard of at the wait's end.
+            while not wait((future,), timeout=TICK_S).done:
                 pass
             return future.result()
         except BaseException:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from demo.__main__ import SCHEDULES, make
-from tests.launcher.processes import PATIENCE_S, wait_until
+from tests.launcher.processes import PATIENCE_S, SLOW_START, wait_until
 
 
 def stage(name: str) -> list[str]:
@@ -48,18 +48,6 @@ def test_a_folder_belongs_to_one_schedule(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="was begun with another schedule"):
         make([stage("other"), stage("second")], tmp_path)
     assert log(tmp_path) == ["first"]
-
-
-# A stage runs before it is known that it does, as on a machine with much else to do.
-SLOW_START = """
-import subprocess, time
-class Process(subprocess.Popen):
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        for _ in range(20):
-            time.sleep(0.05)
-subprocess.Popen = Process
-"""
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -39,6 +39,16 @@ if {{"generate", "serve"}} & {{*sys.orig_argv}}:
     from launcher.cli import progress
     progress.LINE_S = {10 * PATIENCE_S}
 """
+# What is started runs before it is known that it does, as on a machine with much else to do.
+SLOW_START = """
+import subprocess, time
+class Process(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        for _ in range(20):
+            time.sleep(0.05)
+subprocess.Popen = Process
+"""
 HOLLOW_RANKS = """
 import sys
 if "_rank" in sys.orig_argv:

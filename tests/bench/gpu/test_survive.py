@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
 from bench.measure.lost import DeviceLost, is_lost, raise_if_lost
-from tests.launcher.processes import PATIENCE_S
+from tests.launcher.processes import PATIENCE_S, SLOW_START
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[3]
@@ -103,26 +104,14 @@ def test_the_seconds_count_for_all_processes(survive: Run) -> None:
     assert 0 < int(line.split()[-1]) < 500
 
 
-# What the process says comes before whoever starts it knows that it runs, as on a machine with much else to do.
-SLOW_START = """
-import sys
-if "bench.survive" in sys.orig_argv:
-    import subprocess, time
-    class Process(subprocess.Popen):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            for _ in range(20):
-                time.sleep(0.05)
-    subprocess.Popen = Process
-"""
-
-
 @pytest.mark.parametrize("late", [False, True])
 def test_a_stopped_one_is_not_gone_on_with(tmp_path: Path, late: bool) -> None:
     module = "import time\nprint('here', flush=True)\ntime.sleep(600)\n"
     (tmp_path / "some.py").write_text(module)
     if late:
-        (tmp_path / "sitecustomize.py").write_text(SLOW_START)
+        (tmp_path / "sitecustomize.py").write_text(
+            f"import sys\nif 'bench.survive' in sys.orig_argv:\n{indent(SLOW_START, '    ')}"
+        )
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.survive", "some"],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"},
