@@ -202,6 +202,17 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.frontend",
         "launcher.auto_mode",
     },
+    "launcher.ray": {
+        *_CHILDREN,
+        "launcher.parameters",
+        "launcher.client",
+        "launcher.requests",
+        "launcher.http",
+        "launcher.http.answers",
+        "launcher.http.workers",
+        "launcher.frontend.admission",
+        "launcher.setup",
+    },
     "launcher.cli.options": {
         *_CHILDREN,
         "launcher.parameters",
@@ -223,6 +234,15 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.frontend",
         "launcher.auto_mode",
         "launcher.setup",
+    },
+    "launcher.cli.cluster": {
+        *_CHILDREN,
+        "launcher.parameters",
+        "launcher.cli.options",
+        "launcher.cli",
+        "launcher.http",
+        "launcher.setup",
+        "launcher.ray",
     },
     "launcher.__main__": {
         "launcher.messages",

@@ -14,7 +14,7 @@ import msgspec
 
 from launcher.client.connection import Connection
 from launcher.client.parameters import LikeNoPipeline, Parameters, documented, make_request
-from launcher.client.results import Event, ImageFile, PreviewFile, Result, Usage
+from launcher.client.results import Event, Following, Result
 from launcher.client.watching import Callback, Watching
 from launcher.messages import client_messages as messages
 from launcher.parameters.values import PICTURES
@@ -90,45 +90,35 @@ class AsyncClient(Connection, LikeNoPipeline):
 
         files: those of its pictures, by their names, which the message need not list.
         """
-        sent, accepted = time.monotonic(), None
+        following = Following(request, warnings)
+        async with aclosing(self.replies(request, files)) as replies:
+            del files
+            async for reply, file in replies:
+                for event in following.hear(reply, file):
+                    yield event
+
+    async def replies(
+        self, request: messages.Generate, files: Mapping[str, bytes] = NO_FILES
+    ) -> AsyncGenerator[tuple[messages.Reply, bytes], None]:
+        """Yield what the server replies to a request, each with the file behind it, until it has sent every image.
+
+        files, what is left out and what is raised are as in `follow`; closing it early cancels the request.
+        """
         names = tuple(name for name in PICTURES if name in files)
         request = msgspec.structs.replace(request, pictures=names)
         call = await self._begin_call(request, [files[name] for name in names])
         del files
-        images: dict[int, ImageFile] = {}
+        came: set[int] = set()
         ended = False
         try:
             while not ended:
-                match await call.next_reply():
-                    case (messages.Accepted() | messages.Progress()) as event, _:
-                        accepted = time.monotonic() if accepted is None else accepted
-                        if warnings and isinstance(event, messages.Accepted):
-                            event = msgspec.structs.replace(event, warnings=warnings + event.warnings)
-                        yield event
-                    case messages.Preview() as it, file:
-                        yield PreviewFile(it.request_id, it.attempt, it.index, it.step, it.steps, file)
-                    case messages.Image() as last, file if last.index not in images:  # it may have been sent again
-                        images[last.index] = ImageFile(
-                            last.request_id, last.attempt, last.index, last.seed, last.width, last.height,
-                            last.output_format, file, request.prompt, Usage(last.text_tokens, last.image_tokens),
-                        )  # fmt: skip
-                        ended, came = len(images) == last.num_images, time.monotonic()
-                        yield images[last.index]
+                reply, file = await call.next_reply()
+                if isinstance(reply, messages.Image):
+                    came.add(reply.index)
+                    ended = len(came) == reply.num_images
+                yield reply, file
         finally:
             self._end_call(call, cancel=not ended)
-        done = [images[index] for index in sorted(images)]
-        explanation = None
-        if last.explanation is not None:
-            from launcher.client.explanation import ResultExplanation  # which few ask for
-
-            explanation = ResultExplanation.of(
-                request.request_id, last.explanation, sent=sent, accepted=accepted, ended=came
-            )
-        yield Result(
-            last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
-            last.width, last.height, last.output_format, last.timings, warnings + last.warnings,
-            request.prompt, explanation, Usage(last.text_tokens, last.image_tokens * len(done)),
-        )  # fmt: skip
 
     async def cancel(self, request_id: str) -> None:
         """Cancel a request of this client: its call raises `CancelledError`. Harmless for one that has ended."""

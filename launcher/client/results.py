@@ -1,15 +1,22 @@
-"""What clients get: the events of a request, and its result. attempt: from 1, one more whenever it starts over."""
+"""What clients get: the events of a request, and its result, and how these come of replies.
+
+attempt: from 1, one more whenever it starts over.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from launcher.client.pictures import open_picture, save_pictures, write_html
+from launcher.messages import client_messages as messages
 from launcher.messages.client_messages import Accepted, Progress
 
 if TYPE_CHECKING:
@@ -147,3 +154,51 @@ class Result:
 
 
 Event = Accepted | Progress | PreviewFile | ImageFile | Result
+
+
+class Following:
+    """A request on its way: `hear` its replies in turn until it has `ended`.
+
+    warnings: what `Accepted` and the result have besides their own.
+    """
+
+    def __init__(self, request: messages.Generate, warnings: tuple[str, ...] = ()) -> None:
+        self._request, self._warnings = request, warnings
+        self._sent, self._accepted = time.monotonic(), 0.0
+        self._images: dict[int, ImageFile] = {}
+        self.ended = False
+
+    def hear(self, reply: messages.Reply, file: bytes) -> list[Event]:
+        """Make events of a reply and the file behind it: none of an image that was there already."""
+        match reply:
+            case messages.Accepted() | messages.Progress():
+                self._accepted = self._accepted or time.monotonic()
+                if self._warnings and isinstance(reply, messages.Accepted):
+                    reply = msgspec.structs.replace(reply, warnings=self._warnings + reply.warnings)
+                return [reply]
+            case messages.Preview() as it:
+                return [PreviewFile(it.request_id, it.attempt, it.index, it.step, it.steps, file)]
+            case messages.Image() as it if it.index not in self._images:  # it may have been sent again
+                image = self._images[it.index] = ImageFile(
+                    it.request_id, it.attempt, it.index, it.seed, it.width, it.height, it.output_format, file,
+                    self._request.prompt, Usage(it.text_tokens, it.image_tokens),
+                )  # fmt: skip
+                self.ended = len(self._images) == it.num_images
+                return [image, self._result(it)] if self.ended else [image]
+        return []
+
+    def _result(self, last: messages.Image) -> Result:
+        came = time.monotonic()
+        done = [self._images[index] for index in sorted(self._images)]
+        explanation = None
+        if last.explanation is not None:
+            from launcher.client.explanation import ResultExplanation  # which few ask for
+
+            explanation = ResultExplanation.of(
+                last.request_id, last.explanation, sent=self._sent, accepted=self._accepted or None, ended=came
+            )
+        return Result(
+            last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
+            last.width, last.height, last.output_format, last.timings, self._warnings + last.warnings,
+            self._request.prompt, explanation, Usage(last.text_tokens, last.image_tokens * len(done)),
+        )  # fmt: skip

@@ -24,8 +24,9 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import Krea2Error, error_from_code
 from launcher import awake
 from launcher.http.answers.drawing import Studio
-from launcher.http.answers.engine_link import ASK_S, EngineLink
+from launcher.http.answers.engine_link import EngineLink
 from launcher.http.answers.errors import error_response, internal_error, shorten
+from launcher.http.answers.link import ASK_S, Link
 from launcher.http.answers.other_servers import instead_of
 from launcher.http.answers.schemas import ERROR_SCHEMA
 from launcher.http.answers.wording import explain_invalid
@@ -111,7 +112,7 @@ def make_server(config: HttpConfig) -> GuardedServer:
 class GuardedServer(uvicorn.Server):
     """A server that, when it ends, fails what still waits for the engine. uvicorn would cancel it, as plain text."""
 
-    def __init__(self, guard: Guard, link: EngineLink, config: uvicorn.Config) -> None:
+    def __init__(self, guard: Guard, link: Link, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.guard, self._link = guard, link
 
@@ -122,7 +123,7 @@ class GuardedServer(uvicorn.Server):
         failing.cancel()
 
 
-def make_app(config: HttpConfig, link: EngineLink) -> Guard:
+def make_app(config: HttpConfig, link: Link) -> Guard:
     """Make the application with all its routes. Raises `CheckpointError` for a bad checkpoint config."""
     checkpoint = CheckpointFiles.open(config.engine)
     checkpoint.close()
@@ -155,7 +156,7 @@ def make_app(config: HttpConfig, link: EngineLink) -> Guard:
         """Metrics of the front-end and of this process, in Prometheus' text format."""
         text = counts.render()
         with suppress(Krea2Error, TimeoutError):
-            text = await asyncio.wait_for(link.replying().metrics(), ASK_S) + text
+            text = await asyncio.wait_for(link.metrics(), ASK_S) + text
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     add_page(app)

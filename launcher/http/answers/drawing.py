@@ -16,7 +16,7 @@ from starlette.requests import Request
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, error_from_code
 from launcher.client.results import Event, Result, Usage
-from launcher.http.answers.engine_link import EngineLink
+from launcher.http.answers.link import Link
 from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY, Accepted, Generate, is_idempotency_key
 from launcher.messages.configs import HttpConfig
 from launcher.messages.message_parts import Outpaint
@@ -87,7 +87,7 @@ class Drawing:
 class Studio:
     """Where every API has its images drawn, by the engine behind `link`."""
 
-    def __init__(self, config: HttpConfig, model: ModelConfig, link: EngineLink) -> None:
+    def __init__(self, config: HttpConfig, model: ModelConfig, link: Link) -> None:
         self.config, self.model = config, model
         self._link = link
 
@@ -99,13 +99,14 @@ class Studio:
         files: dict[str, bytes] | None = None,
         partial_images: int | None = None,
         idempotency_key: str | None = None,
+        progress: bool = False,
     ) -> Drawing:
         """Send a request to the engine; returns once it was accepted. An error that comes at once is raised here.
 
         given: parameters by our names or by `ALIASES`, and `size`; None counts as not given. files: pictures to draw
         over, by parameter, which are gone from there when this returns. partial_images: how many previews each image is
-        to have at most, where `given` has no preview_every. Raises `Krea2Error`; the errors'
-        parameters have our names.
+        to have at most, where `given` has no preview_every. progress: whether its events need `Progress`. Raises
+        `Krea2Error`; the errors' parameters have our names.
         """
         request_id = request.state.request_id
         # The client's own id may come again: from proxies that give one to many requests, and from clients that
@@ -125,7 +126,7 @@ class Studio:
         files = {} if files is None else files
         if self.config.client_name is not None:  # or else the front-end would not believe it
             message = msgspec.structs.replace(message, caller=request.state.key_name)
-        events = self._link.follow(message, files)
+        events = self._link.follow(message, files, progress=progress)
         first = await anext(events)
         files.clear()  # which the front-end has: nobody else is to hold them while they are drawn over
         return Drawing(request_id, checked, warnings, first, events)

@@ -1,4 +1,4 @@
-"""The connection of an HTTP process to the front-end."""
+"""The link of an HTTP process to the front-end of its server, over ZMQ."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ from engine.errors import CancelledError, Krea2Error, ServerError
 from launcher.client.async_client import NO_FILES, AsyncClient
 from launcher.client.results import Event
 from launcher.logs import log_event
-from launcher.messages.client_messages import Generate, StatusReply
+from launcher.messages.client_messages import Generate, Loras, StatusReply
 from launcher.messages.message_parts import Stage
 
 _CONNECT_S = 2.0  # for the front-end to reply
 _POLL_S = 0.1
-ASK_S = 2.0  # for the front-end to say how it is
 
 
 class EngineLink:
-    """Gives a client of the front-end at `address`, with the keys in the file `key`, once it replies.
+    """The `Link` to the front-end at `address`, with the keys in the file `key`: a client of it, once it replies.
 
     name: what the front-end knows this process by. Requests are accepted once the first ranks have loaded. From then on
     the front-end decides: it warms up only while nothing waits, and keeps requests that come while it replaces ranks.
@@ -42,7 +41,7 @@ class EngineLink:
         if self._client is not None:
             await self._client.close()
 
-    def replying(self) -> AsyncClient:
+    def _replying(self) -> AsyncClient:
         """Give the client. Raises `ServerError` until the front-end replies."""
         if self._client is None:
             raise ServerError("it is starting")
@@ -62,9 +61,11 @@ class EngineLink:
         if not self._has_loaded:
             far = f", {self._stage.describe()}" if self._stage is not None and self._stage.total else ""
             raise ServerError(f"the engine is starting{far}: try again in a moment")
-        return self.replying()
+        return self._replying()
 
-    async def follow(self, request: Generate, files: Mapping[str, bytes] = NO_FILES) -> AsyncGenerator[Event, None]:
+    async def follow(
+        self, request: Generate, files: Mapping[str, bytes] = NO_FILES, *, progress: bool = True
+    ) -> AsyncGenerator[Event, None]:
         """Follow a request: see `AsyncClient.follow`. A request that ends as if cancelled raises `ServerError`.
 
         For whoever hangs up stops following: so it was lost between our own processes, which is no client's doing.
@@ -83,10 +84,26 @@ class EngineLink:
 
     async def status(self) -> StatusReply:
         """Ask what the front-end is doing, and remember whether ranks have loaded, or how far they are."""
-        status = await self.replying().status()
+        status = await self._replying().status()
         self._has_loaded |= status.device is not None
         self._stage = status.stage
         return status
+
+    async def metrics(self) -> bytes:
+        """Ask for the front-end's metrics. Raises `ServerError` until it replies."""
+        return await self._replying().metrics()
+
+    async def loras(self) -> Loras:
+        """List the LoRAs. As what changes them, it raises `ServerError` until the ranks have loaded."""
+        return await (await self.loaded()).loras()
+
+    async def load_lora(self, name: str, path: str | None, strength: float) -> Loras:
+        """Load a LoRA: see `AsyncClient.load_lora`."""
+        return await (await self.loaded()).load_lora(name, path, strength)
+
+    async def unload_lora(self, name: str) -> Loras:
+        """Let requests choose a LoRA no more: see `AsyncClient.unload_lora`."""
+        return await (await self.loaded()).unload_lora(name)
 
     async def _connect(self) -> None:
         """Connect, and wait until the ranks have loaded."""

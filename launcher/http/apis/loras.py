@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from engine.errors import ArgumentError, error_from_code
-from launcher.http.answers.engine_link import EngineLink
 from launcher.http.answers.errors import JsonResponse
+from launcher.http.answers.link import Link
 from launcher.http.answers.schemas import means
 from launcher.http.apis import state_answers
 from launcher.messages.message_parts import LoadedLora
@@ -33,13 +33,13 @@ class LoadLoraBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     )
 
 
-def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
+def add_lora_routes(app: FastAPI, link: Link) -> None:
     """Add the routes that list, load and unload LoRAs."""
 
     @app.get(PATH, response_class=Response, responses=state_answers.LORAS)
     async def list_loras() -> Response:
         """The LoRAs that `loras` may name, the ones merged into the weights, and whether more may be loaded."""
-        loras = await (await link.loaded()).loras()
+        loras = await link.loras()
         described = [_described(lora) for lora in loras.loras]
         return JsonResponse({"object": "list", "data": described, "merged": loras.merged, "loadable": loras.loadable})
 
@@ -47,7 +47,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
     async def load_lora(body: LoadLoraBody) -> Response:
         """Load a LoRA file from the server's folder for them. Answered when images can be made with it."""
         strength = 1.0 if body.strength is None else body.strength
-        loras = await (await link.loaded()).load_lora(body.name, body.path, strength)
+        loras = await link.load_lora(body.name, body.path, strength)
         lora = next((lora for lora in loras.loras if lora.name == body.name), None)
         if lora is None:
             raise error_from_code("not_found", f"{body.name} was unloaded at once")
@@ -57,7 +57,7 @@ def add_lora_routes(app: FastAPI, link: EngineLink) -> None:
     async def unload_lora(name: Annotated[str, Path(description="Of the LoRA.", examples=["ink"])]) -> Response:
         """Unload a LoRA. It can no longer be chosen; requests that have chosen it are finished with it."""
         try:
-            await (await link.loaded()).unload_lora(name)
+            await link.unload_lora(name)
         except ArgumentError as error:
             if error.parameter != "name":
                 raise

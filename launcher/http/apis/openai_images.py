@@ -46,12 +46,13 @@ def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages, form_route:
         try:
             given, previews = to_parameters(body), body.partial_images
             files = await body.pictures.files(studio.config.limits.max_image_bytes)
-            drawing = await studio.draw(request, given, files=files, partial_images=previews, idempotency_key=key)
+            progress = bool(body.progress)
+            drawing = await studio.draw(
+                request, given, files=files, partial_images=previews, idempotency_key=key, progress=progress
+            )
             warnings = body.warnings + drawing.warnings + told
             if body.stream:
-                events = write_events(
-                    drawing, request, sent, kind=kind, progress=bool(body.progress), warnings=warnings
-                )
+                events = write_events(drawing, request, sent, kind=kind, progress=progress, warnings=warnings)
                 return EventStream(events, drawing.headers)
             result = await drawing.result()
         except ArgumentError as error:

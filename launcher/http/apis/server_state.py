@@ -13,14 +13,14 @@ from starlette.responses import Response
 import engine
 from engine.errors import Krea2Error, ServerError
 from launcher.http.answers.drawing import Studio
-from launcher.http.answers.engine_link import ASK_S, EngineLink
 from launcher.http.answers.errors import JsonResponse, error_response
+from launcher.http.answers.link import ASK_S, Link
 from launcher.http.apis import state_answers
 from launcher.messages.client_messages import StatusReply
 from launcher.requests.check import MAX_LORA_STRENGTH, OUTPUT_FORMATS
 
 
-def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
+def add_state_routes(app: FastAPI, studio: Studio, link: Link) -> None:
     """Add the routes of models, settings, health and status."""
     config, model = studio.config, studio.model
     name_in_path = Path(description="Of the model.", examples=[config.model_names[0]])
@@ -84,7 +84,7 @@ def add_state_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
         return JsonResponse(status | own)
 
 
-async def _ask_for_status(link: EngineLink) -> StatusReply:
+async def _ask_for_status(link: Link) -> StatusReply:
     """Ask the front-end. Raises `ServerError` if it does not answer soon."""
     try:
         return await asyncio.wait_for(link.status(), ASK_S)

@@ -7,8 +7,8 @@ from starlette.responses import Response
 
 import engine
 from launcher.http.answers.drawing import Studio
-from launcher.http.answers.engine_link import EngineLink
 from launcher.http.answers.errors import JsonResponse
+from launcher.http.answers.link import Link
 from launcher.http.answers.schemas import (
     ENGINE_ERRORS,
     answer,
@@ -72,7 +72,7 @@ _LORAS = answer(
 )
 
 
-def add_sglang_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
+def add_sglang_routes(app: FastAPI, studio: Studio, link: Link) -> None:
     """Add the routes."""
     config = studio.config
     name = config.model_names[0]
@@ -103,7 +103,7 @@ def add_sglang_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
     @app.get("/v1/list_loras", response_class=Response, responses=_LORAS)
     async def list_loras() -> Response:
         """The LoRAs, as SGLang lists them. GET /v1/loras says more."""
-        loras = await (await link.loaded()).loras()
+        loras = await link.loras()
         loaded = [{"nickname": lora.name, "path": lora.file} for lora in loras.loras]
         active = [
             {"nickname": lora.file, "path": lora.file, "merged": True, "strength": lora.strength}

@@ -14,8 +14,8 @@ from starlette.responses import Response
 
 from engine.errors import Krea2Error, error_from_code
 from launcher.http.answers.drawing import Studio
-from launcher.http.answers.engine_link import EngineLink
 from launcher.http.answers.errors import JsonResponse
+from launcher.http.answers.link import Link
 from launcher.http.apis.automatic1111 import described
 from launcher.http.apis.automatic1111.answer import VERSION
 from launcher.http.apis.automatic1111.meaning import SAMPLER, SCHEDULER, changed_settings, is_served
@@ -75,7 +75,7 @@ class OptionsBody(BaseModel, extra="allow"):
     )
 
 
-def add_lists(app: FastAPI, studio: Studio, link: EngineLink) -> None:
+def add_lists(app: FastAPI, studio: Studio, link: Link) -> None:
     """Add the routes that draw nothing."""
     names = studio.config.model_names
     options = {
@@ -122,7 +122,7 @@ def add_lists(app: FastAPI, studio: Studio, link: EngineLink) -> None:
     @app.get(PATH + "loras", response_class=Response, responses=described.LORAS)
     async def list_loras() -> Response:
         """The LoRAs that prompts may name, as `<lora:NAME:STRENGTH>`."""
-        loras = await (await link.loaded()).loras()
+        loras = await link.loras()
         listed = [{"name": lora.name, "alias": lora.name, "path": lora.file, "metadata": {}} for lora in loras.loras]
         return JsonResponse(listed)
 

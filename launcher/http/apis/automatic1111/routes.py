@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from engine.errors import ArgumentError
 from launcher.http.answers.drawing import Drawing, Studio
-from launcher.http.answers.engine_link import EngineLink
 from launcher.http.answers.errors import JsonResponse
+from launcher.http.answers.link import Link
 from launcher.http.answers.schemas import IDEMPOTENCY_KEY, PICTURE
 from launcher.http.answers.wording import in_words_of
 from launcher.http.apis.automatic1111 import described
@@ -40,7 +40,7 @@ _YES = ("true", "1", "yes", "on")
 _NAMES = {**SYNONYMS, "inpaint_full_res_padding": "mask_crop"}
 
 
-def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> None:
+def add_automatic1111_routes(app: FastAPI, studio: Studio, link: Link) -> None:
     """Add all routes that clients of A1111 use."""
     watching = Watching(Neighbours(studio.config.run_folder, studio.config.worker))
 
@@ -55,7 +55,9 @@ def add_automatic1111_routes(app: FastAPI, studio: Studio, link: EngineLink) -> 
             # A repetition has to ask for the same.
             previews = PREVIEWS if key is not None else watching.previews_for(caller)
             files = await pictures.files(studio.config.limits.max_image_bytes)
-            return await studio.draw(request, given, files=files, partial_images=previews, idempotency_key=key)
+            return await studio.draw(
+                request, given, files=files, partial_images=previews, idempotency_key=key, progress=True
+            )
 
         try:
             result = await watching.draw(caller, job, start)

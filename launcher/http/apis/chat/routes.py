@@ -50,12 +50,13 @@ def add_chat_routes(app: FastAPI, studio: Studio, held: HeldImages, route_class:
                 raise ArgumentError(f"n choices may have at most {most} images together, {got}", parameter="n")
             given["num_images"] = num_choices * per_choice
             files = await asked.pictures.files(studio.config.limits.max_image_bytes)
-            drawing = await studio.draw(request, given, files=files, idempotency_key=idempotency_key)
+            progress = bool(body.progress)
+            drawing = await studio.draw(request, given, files=files, idempotency_key=idempotency_key, progress=progress)
             link = held.linker(request) if body.links else None
             answer = Answer(drawing, model, body.form, num_choices, link, (*drawing.warnings, *told), say)
             if body.stream:
                 counted = body.includes_usage
-                chunks = write_chunks(answer, request, progress=bool(body.progress), includes_usage=counted)
+                chunks = write_chunks(answer, request, progress=progress, includes_usage=counted)
                 return EventStream(chunks, drawing.headers)
             return JsonResponse(await completion(answer, await drawing.result()), headers=drawing.headers)
         except ArgumentError as error:

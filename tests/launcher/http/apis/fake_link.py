@@ -41,7 +41,9 @@ class FakeLink(EngineLink):
         self.files: dict[str, bytes] = {}
         self.sent: Mapping[str, bytes] = {}  # as it was given, to see whether that is kept
 
-    async def follow(self, request: Generate, files: Mapping[str, bytes] = NO_FILES) -> AsyncGenerator[Event, None]:
+    async def follow(
+        self, request: Generate, files: Mapping[str, bytes] = NO_FILES, *, progress: bool = True
+    ) -> AsyncGenerator[Event, None]:
         """Remember it, and answer."""
         self.request, self.files, self.sent = request, dict(files), files
         name, count = request.request_id, request.num_images
