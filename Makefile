@@ -13,6 +13,9 @@ OLDEST_TRITON := 3.6.0
 WORKERS ?= 2
 PYTEST = MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
+# One cluster for all of its tests, in a network of their own, since Ray listens on every interface.
+PYTEST_CLUSTER = MALLOC_ARENA_MAX=2 $(BIN)/python -m tests.network.own_network $(BIN)/python -m pytest tests/launcher/ray
+
 # Twice if need be: pip itself asks again where nobody answers, but not for a file that broke off or after a 502. A
 # person sees what it downloads, a log does not.
 PIP = $(BIN)/python -m pip install $$([ -t 2 ] || echo --quiet)
@@ -22,7 +25,7 @@ install = $(call twice,$(PIP) --constraint constraints.txt $(1))
 # How long `make demo-checkpoint` trains: short, two-hours or full.
 SCHEDULE ?= two-hours
 
-.PHONY: demo demo-checkpoint test test-slow test-oldest-triton lint constraints clean
+.PHONY: demo demo-checkpoint test test-cluster test-slow test-oldest-triton lint constraints clean
 .DELETE_ON_ERROR:
 
 # Of seeds 0 to 39, with which 15 of these circles are clean, 2 draws the roundest (docs/demo.md).
@@ -36,9 +39,14 @@ demo-checkpoint: $(VENV)/installed-test
 test: $(VENV)/installed-test lint
 	$(PYTEST)
 
+# Those that need Ray: about three minutes on 2 cores.
+test-cluster: $(VENV)/installed-test
+	$(PYTEST_CLUSTER) -m 'cluster and not slow'
+
 # These and the slow ones.
 test-slow: $(VENV)/installed-test
-	$(PYTEST) -m 'not gpu'
+	$(PYTEST) -m 'not gpu and not cluster'
+	$(PYTEST_CLUSTER) -m 'cluster and slow'
 
 # Newer releases of everything, within the ranges of pyproject.toml, for developers and CI; needs uv.
 constraints:
