@@ -267,6 +267,7 @@ BENCH_FLOORS: dict[str, set[str]] = {
     **dict.fromkeys(("bench.load", "bench.machine", "bench.shared_gpu", "bench.vs_diffusers"), _SHARED),
     **dict.fromkeys(("bench.adherence", "bench.image", "bench.kernel_tests", "bench.kernels", "bench.report"), _SHARED),
     **dict.fromkeys(("bench.scaling", "bench.serve", "bench.step", "bench.throughput"), _SHARED),
+    "bench.cluster": {*_SHARED, "bench.serve"},
     "bench.fidelity": {*_SHARED, "bench.kernels"},
     "bench.summary": {*_SHARED, "bench.report"},
     "bench.verify.subject": _SHARED,
