@@ -1,8 +1,8 @@
 """What Python programs import of krea2-engine: `from krea2 import launch, Client, AsyncClient`.
 
-`launch` starts an engine on this machine, `Client` and `AsyncClient` talk to one that runs already, and errors are
-subclasses of `Krea2Error`. Importing this imports neither torch nor zmq; what is used is imported when it is used.
-`python -m krea2` is the command `krea2`.
+`launch` and, for asyncio, `launch_async` start an engine on this machine, `Client` and `AsyncClient` talk to one that
+runs already, and errors are subclasses of `Krea2Error`. Importing this imports neither torch nor zmq; what is used is
+imported when it is used. `python -m krea2` is the command `krea2`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from engine.errors import (
 )
 
 if TYPE_CHECKING:
-    from launcher import Accepted, AsyncClient, Client, ImageFile, PreviewFile, Progress, Result, launch
+    from launcher import Accepted, AsyncClient, Client, ImageFile, PreviewFile, Progress, Result, launch, launch_async
 
 __all__ = [
     "Accepted",
@@ -56,6 +56,7 @@ __all__ = [
     "Result",
     "ServerError",
     "launch",
+    "launch_async",
 ]
 
 

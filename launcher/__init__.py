@@ -1,8 +1,8 @@
 """The processes around the engine: front-end, ranks, clients and the command line.
 
-`launch` starts an engine on this machine, `Client` and `AsyncClient` talk to one that runs already: `krea2.py`, which
-users import, has them from here. Importing this package imports neither torch nor zmq; what is used is imported when it
-is used.
+`launch` and `launch_async` start an engine on this machine, `Client` and `AsyncClient` talk to one that runs already:
+`krea2.py`, which users import, has them from here. Importing this package imports neither torch nor zmq; what is used
+is imported when it is used.
 """
 
 from __future__ import annotations
@@ -15,9 +15,20 @@ if TYPE_CHECKING:
     from launcher.client.client import Client
     from launcher.client.results import ImageFile, PreviewFile, Result
     from launcher.messages.client_messages import Accepted, Progress
+    from launcher.setup.async_launch import launch_async
     from launcher.setup.launch import launch
 
-__all__ = ["Accepted", "AsyncClient", "Client", "ImageFile", "PreviewFile", "Progress", "Result", "launch"]
+__all__ = [
+    "Accepted",
+    "AsyncClient",
+    "Client",
+    "ImageFile",
+    "PreviewFile",
+    "Progress",
+    "Result",
+    "launch",
+    "launch_async",
+]
 
 _HOMES = {
     "Accepted": "messages.client_messages",
@@ -28,6 +39,7 @@ _HOMES = {
     "Progress": "messages.client_messages",
     "Result": "client.results",
     "launch": "setup.launch",
+    "launch_async": "setup.async_launch",
 }
 
 

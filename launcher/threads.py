@@ -13,6 +13,11 @@ T = TypeVar("T")
 
 async def in_own_thread(work: Callable[[], T]) -> T:
     """Do it as `asyncio.to_thread` does, but in a thread of its own, which keeps no process from ending."""
+    return await begin_in_own_thread(work)
+
+
+def begin_in_own_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Begin to do it there."""
     done: Future[T] = Future()
     done.set_running_or_notify_cancel()  # so that nobody who stops waiting can cancel it
 
@@ -23,4 +28,4 @@ async def in_own_thread(work: Callable[[], T]) -> T:
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(done)
+    return asyncio.wrap_future(done)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-import re
 import time
 import uuid
+import weakref
 from collections import deque
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ from engine.errors import ArgumentError, Krea2Error, ServerError, error_from_cod
 from launcher.awake import TICK_S, AwakeClock
 from launcher.messages import client_messages as messages
 from launcher.messages.connections.open_files import check_free
-from launcher.messages.connections.sockets import send_now
+from launcher.messages.connections.sockets import check_address_of_server, send_now
 from launcher.messages.encoding import decode_reply, encode_request
 from launcher.messages.keys import ClientKeys
 from launcher.messages.limits import is_number
@@ -95,7 +96,7 @@ class Connection:
         key: str | os.PathLike[str] | None = None,
         name: bytes | None = None,
     ) -> None:
-        _check_address(address)
+        check_address_of_server(address)
         if not is_number(connect_timeout_s) or not connect_timeout_s > 0:
             raise ArgumentError.of("connect_timeout_s", "above 0", connect_timeout_s)
         self.address = address
@@ -131,7 +132,9 @@ class Connection:
         try:
             self._socket.connect(self.address)
             self._last_heard = self._clock()
-            self._tasks = [asyncio.create_task(self._receive()), asyncio.create_task(self._keep_lease())]
+            known = weakref.ref(self)  # one that nobody else refers to disconnects
+            self._tasks = [asyncio.create_task(work) for work in (_receive(known, self._socket), _keep_lease(known))]
+            weakref.finalize(self, _disconnect, asyncio.get_running_loop(), self._context, self._tasks).atexit = False
             await self._ask(messages.Ping(), messages.Pong, self._connect_timeout_s, hint=_HINT)
         except BaseException as error:  # a context that is abandoned, by cancelling this, blocks when it is collected
             await self.close()
@@ -222,16 +225,12 @@ class Connection:
         if self._context is not None and not self._ended:
             send_now(self._socket, [*frames])  # which fails only when nobody has listened for long
 
-    async def _receive(self) -> None:
-        while True:
-            header, *frames = await self._socket.recv_multipart()
-            self._last_heard = self._clock()
-            self._lost = None
-            try:
-                self._handle(decode_reply(header), frames[0] if frames else b"")
-            except msgspec.DecodeError:
-                self.server_ended(ServerError(f"the server at {self.address} speaks another protocol version"))
-            await asyncio.sleep(0)
+    def _take(self, header: bytes, *frames: bytes) -> None:
+        self._last_heard, self._lost = self._clock(), None
+        try:
+            self._handle(decode_reply(header), frames[0] if frames else b"")
+        except msgspec.DecodeError:
+            self.server_ended(ServerError(f"the server at {self.address} speaks another protocol version"))
 
     def _handle(self, reply: messages.Reply, file: bytes) -> None:
         if isinstance(reply, messages.Closing):
@@ -243,46 +242,59 @@ class Connection:
         kind: Hashable = (type(reply), getattr(reply, "index", None))
         outcome: tuple[messages.Reply, bytes] | Krea2Error = (reply, file)
         if isinstance(reply, messages.Failed):
-            kind, outcome = "end", error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
+            kind, outcome = "end", self._error_of(reply)
         for call in self._calls:
             if call.key == key or (key is None and call.frame is None):
                 call.last_heard, call.files = self._last_heard, ()  # it has been taken, or refused
                 call.put(kind, outcome)
 
-    async def _keep_lease(self) -> None:
-        pinged = time.monotonic()  # the server's clock goes on while this process stands still
-        while True:
-            await asyncio.sleep(min(TICK_S, PING_S))
-            now, really = self._clock(), time.monotonic()
-            if really - pinged >= PING_S:
-                pinged = really
-                self._send(messages.Ping())
-            on_way = [call for call in self._calls if call.files and self._arrived <= call.sent]
-            silence_s = OWN_SILENCE_S if self._is_own else SILENCE_S
-            silence_s += sum(len(file) for call in on_way for file in call.files) // _SLOWEST
-            if now - self._last_heard > silence_s and self._lost is None:
-                self.server_ended(ServerError(f"the server at {self.address} has been silent for {silence_s:g} s"))
-            for call in self._calls:
-                if call.late is not None and now >= call.due:
-                    call.put("end", call.late)
-                if call in on_way:
-                    call.last_heard = now  # nothing could come yet
-                elif call.frame is not None and now - call.last_heard > ASK_AGAIN_S:
-                    call.last_heard = call.sent = now
-                    self._send_frames(call.frame, *call.files)
+    def _error_of(self, failed: messages.Failed) -> Krea2Error:
+        return error_from_code(failed.code, failed.message, failed.parameter, failed.retry_after_s)
+
+    def _tend(self, *, ping: bool) -> None:
+        now = self._clock()
+        if ping:
+            self._send(messages.Ping())
+        on_way = [call for call in self._calls if call.files and self._arrived <= call.sent]
+        silence_s = OWN_SILENCE_S if self._is_own else SILENCE_S
+        silence_s += sum(len(file) for call in on_way for file in call.files) // _SLOWEST
+        if now - self._last_heard > silence_s and self._lost is None:
+            self.server_ended(ServerError(f"the server at {self.address} has been silent for {silence_s:g} s"))
+        for call in self._calls:
+            if call.late is not None and now >= call.due:
+                call.put("end", call.late)
+            if call in on_way:
+                call.last_heard = now  # nothing could come yet
+            elif call.frame is not None and now - call.last_heard > ASK_AGAIN_S:
+                call.last_heard = call.sent = now
+                self._send_frames(call.frame, *call.files)
 
 
-def _check_address(address: object) -> None:
-    """Raise `ArgumentError` for what is no address of a front-end, with what may have been meant."""
-    allowed = "tcp://HOST:PORT or ipc:///PATH"
-    if not isinstance(address, str) or not address:
-        raise ArgumentError.of("address", allowed, address)
-    hint = None
-    if address.startswith(("http:", "https:")):
-        hint = "the address for HTTP; krea2 serve prints the one for Python after `rpc:`"
-    elif "://" not in address and ("/" in address or re.fullmatch(r".+:\d+", address)):
-        scheme = "ipc" if "/" in address else "tcp"
-        hint = f"did you mean {scheme}://{address}?"
-    if hint is not None:
-        problem = ArgumentError.of("address", allowed, address)
-        raise ArgumentError(f"{problem.message}: {hint}", parameter="address")
+async def _receive(known: weakref.ref[Connection], socket: zmq.asyncio.Socket) -> None:
+    while True:
+        frames = await socket.recv_multipart()
+        if (connection := known()) is None:
+            return
+        connection._take(*frames)
+        del connection, frames
+        await asyncio.sleep(0)
+
+
+async def _keep_lease(known: weakref.ref[Connection]) -> None:
+    pinged = time.monotonic()  # the server's clock goes on while this process stands still
+    while True:
+        await asyncio.sleep(min(TICK_S, PING_S))
+        really = time.monotonic()
+        if (connection := known()) is None:
+            return
+        connection._tend(ping=really - pinged >= PING_S)
+        pinged = really if really - pinged >= PING_S else pinged
+        del connection
+
+
+def _disconnect(loop: asyncio.AbstractEventLoop, context: zmq.asyncio.Context, tasks: list[asyncio.Task[None]]) -> None:
+    """Close the socket of a connection that is forgotten, or closed already, in its loop: sockets are no threads'."""
+    with suppress(RuntimeError):  # the loop is closed, and what it ran was cancelled
+        for task in tasks:
+            loop.call_soon_threadsafe(task.cancel)
+        loop.call_soon_threadsafe(context.destroy)

@@ -1,13 +1,59 @@
-"""Answers the keywords that `launch` does not have with those that were meant."""
+"""The keywords of `launch` and `launch_async`: their types, and answers to those that others would have."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypedDict, TypeVar, get_type_hints
 
+from engine.config.engine_config import EngineConfig
+from launcher.setup.configure import LaunchOptions
+
+AnyPath = str | os.PathLike[str]
+
+
+class EngineOptions(TypedDict, total=False):
+    """What settles an engine besides the model: fields of `EngineConfig` and `LaunchOptions`, with these defaults."""
+
+    transformer: AnyPath | None
+    text_encoder: AnyPath | None
+    vae: AnyPath | None
+    tokenizer: AnyPath | None
+    tp: int
+    sp: int
+    cfg_parallel: bool
+    parallel: str | None
+    device: str
+    dtype: str
+    variant: str | None
+    share_gpu: bool
+    quantization: str
+    attention: str
+    cuda_graphs: bool
+    image_input: bool
+    loras: AnyPath | Sequence[AnyPath]
+    lora_lenient: bool
+    merge_lora: bool
+    lora_dir: AnyPath | None
+    offload: str | Sequence[str]
+    prefetch: int | None
+    memory_budget: int | str | None
+    vae_memory: int | str | None
+    lora_memory: int | str | None
+    limits: Mapping[str, float] | None
+    start_timeout_s: float
+    step_timeout_s: float
+    warm_up: bool
+
+
+_TYPES = get_type_hints(EngineOptions)
+DEFAULTS = {
+    each.name: each.default for kind in (EngineConfig, LaunchOptions) for each in fields(kind) if each.name in _TYPES
+}
 _PARALLEL = 'tp, sp or cfg_parallel, or parallel="auto"'
 # What other programs call them.
 _MEANT = {
@@ -28,19 +74,30 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def answering_others(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a function say in its `TypeError` for a keyword that it does not have what may have been meant."""
-    known = inspect.signature(function).parameters
+def with_engine_options(function: Callable[P, T]) -> Callable[P, T]:
+    """Give a function with `**options` the signature with all of them, which it is not given where they are not.
+
+    It says in its `TypeError` for a keyword that it does not have what may have been meant.
+    """
+    signature = inspect.signature(function)
+    model, *others, _ = signature.parameters.values()
+    kind = inspect.Parameter.KEYWORD_ONLY
+    options = [
+        inspect.Parameter(name, kind, default=DEFAULTS[name], annotation=type_) for name, type_ in _TYPES.items()
+    ]
+    signature = signature.replace(parameters=[model, *options, *others])
+    known = [*signature.parameters]
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         for name in kwargs:
             if name not in known:
                 raise TypeError(
-                    f"{function.__name__}() got an unexpected keyword argument {name!r}{_hint(name, [*known])}"
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}{_hint(name, known)}"
                 )
         return function(*args, **kwargs)
 
+    call.__signature__ = signature  # type: ignore[attr-defined]
     return call
 
 

@@ -40,6 +40,16 @@ def launcher_of(address: str) -> Callable[..., krea2.Client]:
     return launch
 
 
+def async_launcher_of(address: str) -> Callable[..., krea2.AsyncClient]:
+    signature = inspect.signature(krea2.launch_async)
+
+    def launch_async(*args: Any, **options: Any) -> krea2.AsyncClient:
+        signature.bind(*args, **options)
+        return krea2.AsyncClient(address)
+
+    return launch_async
+
+
 @pytest.mark.parametrize("document", ["docs/python.md", "README.md"])
 def test_snippets_run_one_after_the_other(
     document: str, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -50,6 +60,7 @@ def test_snippets_run_one_after_the_other(
 
     def execute(address: str) -> None:
         monkeypatch.setattr("launcher.setup.launch.launch", launcher_of(address))
+        monkeypatch.setattr("launcher.setup.async_launch.launch_async", async_launcher_of(address))
         namespace: dict[str, Any] = {}
         for snippet in written:
             exec(compile(snippet.replace(SERVER, repr(address)), document, "exec"), namespace)

@@ -19,19 +19,19 @@ from engine.errors import ArgumentError, LaunchError
 _TCP = re.compile(r"tcp://(?P<host>\[[^\]]+\]|[^:/\[\]]+):(?P<port>[0-9]{1,5})")
 
 
-def check_address(address: str, *, insecure: bool, keys: bool = False) -> bool:
+def check_address(address: str, *, insecure: bool, keys: bool = False, parameter: str = "rpc") -> bool:
     """Whether anybody on the network can use the address, which only `insecure` allows; with `keys`, nobody can.
 
-    Raises `ArgumentError` if it is neither `tcp://HOST:PORT` nor `ipc://PATH`.
+    Raises `ArgumentError` about the parameter if it is neither `tcp://HOST:PORT` nor `ipc://PATH`.
     """
     if address.startswith("ipc:///") and len(address) > len("ipc:///"):
-        _check_path(address)
+        _check_path(address, parameter)
         return False
     match = _TCP.fullmatch(address)
     if match is None or int(match["port"]) > 65535:
-        raise ArgumentError.of("rpc", "tcp://HOST:PORT (port 0 for a free one) or ipc:///PATH", address)
+        raise ArgumentError.of(parameter, "tcp://HOST:PORT (port 0 for a free one) or ipc:///PATH", address)
     instead = "use a loopback address such as tcp://127.0.0.1:5555, --rpc-keys,"
-    return is_open("rpc", address, match["host"].strip("[]"), keys=keys, insecure=insecure, instead=instead)
+    return is_open(parameter, address, match["host"].strip("[]"), keys=keys, insecure=insecure, instead=instead)
 
 
 def is_open(parameter: str, value: str, host: str, *, keys: bool, insecure: bool, instead: str) -> bool:
@@ -48,6 +48,22 @@ def is_open(parameter: str, value: str, host: str, *, keys: bool, insecure: bool
             parameter=parameter,
         )
     return True
+
+
+def check_address_of_server(address: object) -> None:
+    """Raise `ArgumentError` for what is no address of a front-end, with what may have been meant."""
+    allowed = "tcp://HOST:PORT or ipc:///PATH"
+    if not isinstance(address, str) or not address:
+        raise ArgumentError.of("address", allowed, address)
+    hint = None
+    if address.startswith(("http:", "https:")):
+        hint = "the address for HTTP; krea2 serve prints the one for Python after `rpc:`"
+    elif "://" not in address and ("/" in address or re.fullmatch(r".+:\d+", address)):
+        scheme = "ipc" if "/" in address else "tcp"
+        hint = f"did you mean {scheme}://{address}?"
+    if hint is not None:
+        problem = ArgumentError.of("address", allowed, address)
+        raise ArgumentError(f"{problem.message}: {hint}", parameter="address")
 
 
 def bind(server: zmq.Socket[Any], address: str, *, ipv6: bool = False) -> str:
@@ -82,11 +98,11 @@ def send_now(socket: zmq.asyncio.Socket, frames: list[bytes]) -> bool:
     return sent.exception() is None
 
 
-def _check_path(address: str) -> None:
+def _check_path(address: str, parameter: str = "rpc") -> None:
     """Raise `ArgumentError` if something other than a socket lies there: zmq deletes whatever does before it binds."""
     path = Path(address.removeprefix("ipc://"))
     if path.is_symlink() or (path.exists() and not path.is_socket()):
-        raise ArgumentError.of("rpc", "a path where nothing lies but an old socket", address)
+        raise ArgumentError.of(parameter, "a path where nothing lies but an old socket", address)
 
 
 def is_loopback(host: str) -> bool:

@@ -246,7 +246,7 @@ def test_a_front_end_that_no_files_are_left_for_is_a_launch_error(monkeypatch: p
     def start(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("launcher.setup.launch.Child", start)
+    monkeypatch.setattr("launcher.setup.engine_process.Child", start)
     with pytest.raises(LaunchError, match=r"^the front-end cannot be started: Too many open files$"), launch():
         raise AssertionError("started")
 
