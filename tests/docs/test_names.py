@@ -59,7 +59,8 @@ def test_every_command_and_its_flags_exist() -> None:
     wrong = []
     for piece in pieces():
         for code in piece.code:
-            for command, rest in re.findall(r"(?<!from )\b(?:krea2|-m launcher) (\w+)([^;|]*)", code):
+            for words in re.findall(r"(?<!from )\b(?:krea2|-m launcher) (\w[^;|]*)", code):
+                command, rest = command_of(words)
                 if command not in flags_of_krea2():
                     wrong.append(piece.says(f"krea2 {command}"))
                 unknown = set(FLAG.findall(rest)) - flags_of_krea2().get(command, set()) - FLAGS_OF_ALL
@@ -129,12 +130,23 @@ def text_of(file: str | Path) -> str:
 
 @cache
 def flags_of_krea2() -> dict[str, set[str]]:
-    """By command."""
+    """By command, of a group's by both words."""
     flags = {}
     for name, command in commands.commands.items():
-        options = [option for option in command.params if isinstance(option, click.Option)]
-        flags[name] = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
+        inner = command.commands if isinstance(command, click.Group) else {}
+        for words, each in ((name, command), *((f"{name} {word}", each) for word, each in inner.items())):
+            options = [option for option in each.params if isinstance(option, click.Option)]
+            flags[words] = {flag for option in options for flag in (*option.opts, *option.secondary_opts)}
     return flags
+
+
+def command_of(words: str) -> tuple[str, str]:
+    """Divide what follows `krea2` into the command, of one word or of a group's two, and the rest."""
+    command, rest = re.match(r"(\w+)(.*)", words, re.DOTALL).groups()  # type: ignore[union-attr]
+    inner = re.match(r"\s+(\w+)(.*)", rest, re.DOTALL)
+    if isinstance(commands.commands.get(command), click.Group) and inner is not None:
+        return f"{command} {inner[1]}", inner[2]
+    return command, rest
 
 
 @cache
