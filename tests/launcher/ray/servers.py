@@ -1,0 +1,92 @@
+"""The two ways to serve that one suite of tests asks: `krea2 serve`, and `krea2 cluster run` with two replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import httpx
+
+from tests.launcher.demo_server import PATIENT_WARM_UP
+from tests.launcher.processes import PATIENCE_S, Marked, new_marked, temporary_folder, wait_until
+
+KEY = "sk-of-the-tests"
+APP = "https://app.example"  # whose pages may use the servers from a browser
+MAX_QUEUE, MAX_BODY_BYTES = 24, 200_000
+REPLICAS = 2
+# Of both, by the names that both commands have.
+OPTIONS = (
+    "--device", "cpu", "--served-model-name", "krea,krea-2-turbo", "--lora", "ink=demo-outlined",
+    "--limit", f"max_queue={MAX_QUEUE}", "--allow-origin", APP, "--max-body-bytes", str(MAX_BODY_BYTES),
+)  # fmt: skip
+WITH_KEY = {"Authorization": f"Bearer {KEY}"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server: where it listens, its processes, and the command that started them, whose stderr is in `log`."""
+
+    url: str
+    marked: Marked
+    process: Popen[str]
+    log: Path
+    replicas: int = 1
+
+    def client(self, **headers: str) -> httpx.Client:
+        """A client with the key, to be closed. It reads no certificates, which takes longer than many a request."""
+        return httpx.Client(base_url=self.url, headers=WITH_KEY | headers, timeout=PATIENCE_S, verify=False)
+
+    def ask(self, method: str, path: str, **sent: Any) -> httpx.Response:
+        """Send one request on a connection of its own."""
+        with self.client() as client:
+            return client.request(method, path, **sent)
+
+    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+        return self.ask("POST", path, json=body, headers=headers)
+
+    def load(self) -> tuple[int, int]:
+        """How many requests wait, and how many run."""
+        status = self.ask("GET", "/v1/status").json()
+        return status["waiting"], status["running"]
+
+    def wait_for_rest(self) -> None:
+        """Wait until no request waits or runs."""
+        wait_until(lambda: self.load() == (0, 0), "the end of all requests")
+
+
+@contextmanager
+def serve(*options: str) -> Iterator[Served]:
+    """`krea2 serve`, with the options of both and these."""
+    with temporary_folder() as folder:
+        marked = _marked(folder)
+        try:
+            yield _started(marked, ("serve", "--port", "0", *OPTIONS, *options))
+        finally:
+            marked.kill()
+
+
+def _marked(folder: str) -> Marked:
+    marked = new_marked(Path(folder))
+    marked.run_first(PATIENT_WARM_UP)
+    marked.environment["KREA2_API_KEY"] = KEY
+    return marked
+
+
+def _started(marked: Marked, command: tuple[str, ...], replicas: int = 1) -> Served:
+    """Start a command that prints its address, and wait until it can draw."""
+    log = marked.folder / "stderr"
+    with log.open("w") as stderr:
+        process = marked.start_krea2(*command, stderr=stderr)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("http: "):
+            break
+    else:
+        raise AssertionError(f"the server ended before it said where it listens: {log.read_text()[-5000:]}")
+    served = Served(line.removeprefix("http: ").strip(), marked, process, log, replicas)
+    wait_until(lambda: served.ask("GET", "/ready").status_code == 200, "readiness")
+    return served
