@@ -115,6 +115,11 @@ class IdempotencyConflictError(Krea2Error, code="idempotency_conflict"):
 class RequestTimeoutError(Krea2Error, code="timeout"):
     """The request's own deadline (`timeout_s`) passed."""
 
+    @classmethod
+    def of(cls, timeout_s: float) -> RequestTimeoutError:
+        """Name the seconds that the request had."""
+        return cls(f"the request was not done within its timeout_s of {timeout_s:g}")
+
 
 class CancelledError(Krea2Error, code="cancelled"):
     """The request was cancelled, by its client or because the client went away."""

@@ -202,8 +202,15 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.frontend",
         "launcher.auto_mode",
     },
+    "launcher.ray.replaying": {
+        "launcher.explanation",
+        "launcher.awake",
+        "launcher.messages",
+        "launcher.requests",
+    },
     "launcher.ray": {
         *_CHILDREN,
+        "launcher.ray.replaying",
         "launcher.parameters",
         "launcher.client",
         "launcher.requests",

@@ -99,7 +99,9 @@ class Intake:
         checked = self._check(arrival, None)
         self._check_room(arrival.size)
         if checked.timeout_s is not None:
-            arrival.timer = RealTimer(checked.timeout_s, self.uploads.refuse, arrival, too_late(checked.timeout_s))
+            arrival.timer = RealTimer(
+                checked.timeout_s, self.uploads.refuse, arrival, errors.RequestTimeoutError.of(checked.timeout_s)
+            )
         if arrival.repeatable is not None:
             self.repeats.begin(arrival.repeatable, arrival.digest, arrival)
         self.uploads.begin(arrival)
@@ -217,8 +219,3 @@ class Intake:
         backlog = self._dispatcher.scheduler.backlog_s(time.monotonic())
         wait = None if backlog is None else max(1.0, backlog)
         return wait, "try again later" if wait is None else f"try again in about {wait:.0f} s"
-
-
-def too_late(timeout_s: float) -> errors.RequestTimeoutError:
-    """Make the error of a request whose own time is over."""
-    return errors.RequestTimeoutError(f"the request was not done within its timeout_s of {timeout_s:g}")

@@ -18,7 +18,7 @@ from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.key_limits import Allowances
 from launcher.frontend.admission.uploads import Arrival, Spawn
 from launcher.frontend.dispatcher import Dispatcher
-from launcher.frontend.intake import Intake, too_late
+from launcher.frontend.intake import Intake
 from launcher.frontend.lora_service import LoraService
 from launcher.frontend.replies import Replies
 from launcher.frontend.tracked_requests import DEATHS_FATAL, TrackedRequest, TrackedRequests
@@ -108,7 +108,7 @@ class LiveRequests:
         timeout_s = request.checked.timeout_s
         if timeout_s is not None:
             left_s = timeout_s - (time.monotonic() - request.arrived)
-            request.timer = RealTimer(left_s, self._fail, request, too_late(timeout_s))
+            request.timer = RealTimer(left_s, self._fail, request, errors.RequestTimeoutError.of(timeout_s))
         self._accepted(request)
         self._dispatcher.send_steps()
 

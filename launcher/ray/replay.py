@@ -1,0 +1,277 @@
+"""Has a request made by one engine after another until it is made: whoever asked sees one request.
+
+Knows no Ray: `Send` is the way to an engine, which the router chooses, and `Fleet` what is known of the engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+
+import msgspec
+
+from engine.errors import Krea2Error, QueueFullError, RequestTimeoutError
+from launcher.awake import TICK_S
+from launcher.client.async_client import NO_FILES
+from launcher.logs import log_event, log_exception
+from launcher.messages.client_messages import Accepted, Generate, Reply
+from launcher.messages.encoding import as_krea2_error, describe, encode_request
+from launcher.parameters.values import PICTURES
+from launcher.ray.fleet import Fleet
+from launcher.ray.replaying.counts import Counts
+from launcher.ray.replaying.ending import drain, end
+from launcher.ray.replaying.history import Attempt, History, LostError, MovedError
+from launcher.ray.replaying.own_time import OwnTime
+from launcher.ray.replaying.retelling import routing_key, with_seed, work_of
+from launcher.ray.replaying.telling import Telling
+from launcher.ray.wire import Hints, decode_replies, encode_hints
+
+_MOST_HELD_BYTES = 2**30  # of the pictures of all requests, which a replay needs again
+_GRACE_S = 1.0  # for an engine to say itself that a request's time is over, or to be known to have died
+
+Send = Callable[[bytes, list[bytes], bool, bytes], AsyncGenerator[bytes, None]]
+
+
+class ReplicaLostError(Exception):
+    """The engine that a request was sent to has died, or cannot be reached."""
+
+
+class Replay:
+    """Sends requests by `send`, each again to another engine where that is what helps.
+
+    send: calls an engine's `draw` with a header, files, whether progress is of use, and hints, and yields its chunks;
+    raises `ReplicaLostError`. counts: what this has done.
+    """
+
+    def __init__(self, send: Send, fleet: Fleet, counts: Counts | None = None) -> None:
+        self._send, self._fleet = send, fleet
+        self.counts = Counts() if counts is None else counts
+        self._held_bytes = 0
+        self._driving: set[asyncio.Task[None]] = set()
+
+    async def replies(
+        self, request: Generate, files: Mapping[str, bytes] = NO_FILES, *, progress: bool = True
+    ) -> AsyncGenerator[tuple[Reply, bytes], None]:
+        """Yield what becomes of a request: `Accepted`, again whenever it starts over or its place changes, `Progress`
+        and `Preview` where progress is of use, and each `Image` once, with the file behind each, until the last image.
+
+        Raises the error of `engine.errors` that ends the request. Closing this cancels it. files: of its pictures, by
+        their names; they are held until no other engine can need them. Who reads slowly misses progress and previews.
+        """
+        names = tuple(name for name in PICTURES if name in files)
+        request = with_seed(msgspec.structs.replace(request, pictures=names))
+        encode_request(request)  # before anybody is asked: raises for what cannot be sent
+        course = _Course(self._send, self._fleet, self.counts, request, progress)
+        course.files = self._hold([files[name] for name in names])
+        del files
+        unsubscribe = self._fleet.on_leaving(course.left)
+        driving = asyncio.create_task(course.drive())
+        self._driving.add(driving)
+        driving.add_done_callback(self._driving.discard)
+        try:
+            while (told := await course.telling.unread.next()) is not None:
+                yield told
+        except Krea2Error as error:
+            self.counts.failed(error.code)
+            raise
+        finally:
+            unsubscribe()
+            if not course.telling.has_ended:  # or else its engine takes leave by itself
+                await end(driving)
+
+    def _hold(self, files: list[bytes]) -> _Held:
+        size = sum(map(len, files))
+        if size and self._held_bytes + size > _MOST_HELD_BYTES:
+            told = f"the pictures of other requests fill the {_MOST_HELD_BYTES / 2**30:g} GiB that there is for them"
+            raise QueueFullError(f"{told}: try again later", parameter="image", retry_after_s=5.0)
+        self._held_bytes += size
+        return _Held(files, self._let_go)
+
+    def _let_go(self, size: int) -> None:
+        self._held_bytes -= size
+
+
+@dataclass
+class _Held:
+    """Files that another attempt may need; `on_forgotten` hears how large those are that are no longer held."""
+
+    files: list[bytes]
+    on_forgotten: Callable[[int], None]
+
+    def forget(self) -> None:
+        files, self.files = self.files, []
+        self.on_forgotten(sum(map(len, files)))
+
+
+class _Course:
+    """One request, from its first attempt to its end."""
+
+    files: _Held
+
+    def __init__(self, send: Send, fleet: Fleet, counts: Counts, request: Generate, progress: bool) -> None:
+        self._send, self._fleet, self._counts = send, fleet, counts
+        self._request, self._progress = request, progress
+        self._time = OwnTime(request)
+        self._history = History(request.request_id, self._time.came)
+        self.telling = Telling(request, self._history, progress)
+        self._loop = asyncio.get_running_loop()
+        self._woken: asyncio.Future[None] = self._loop.create_future()
+
+    def left(self, names: Collection[str]) -> None:
+        """Hear, in any thread, that engines take no more requests."""
+        with suppress(RuntimeError):  # the loop is closed, and nobody there any more
+            self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        if not self._woken.done():
+            self._woken.set_result(None)
+
+    async def drive(self) -> None:
+        """Make attempts until the request has ended."""
+        error: Krea2Error | None = None
+        try:
+            while (pause_s := await self._try_once()) is not None:
+                await self._pause(pause_s)
+        except Exception as failure:
+            error = as_krea2_error(failure)
+            if isinstance(error, RequestTimeoutError) and self._request.timeout_s is not None:
+                error = RequestTimeoutError.of(self._request.timeout_s)  # an engine knows only what was left of it
+        finally:
+            self.files.forget()
+        self.telling.end(error)
+
+    async def _try_once(self) -> float | None:
+        """Make an attempt. Returns None at the end, or else the seconds to wait before the next one."""
+        attempt = self._history.begin()
+        self.telling.attempt_begins()
+        problem: LostError | MovedError | Krea2Error
+        try:
+            await self._follow(attempt)
+            return None
+        except (LostError, MovedError, Krea2Error) as caught:
+            problem = caught
+        finally:
+            attempt.name = attempt.name or self._fleet.where(attempt.ticket)
+            self._fleet.ended(attempt.ticket)
+        return None if self.telling.is_complete else self._after(attempt, problem)
+
+    def _after(self, attempt: Attempt, problem: LostError | MovedError | Krea2Error) -> float:
+        """Decide what comes after an attempt, count it and log it. Returns the seconds to wait, or raises the end."""
+        deaths, now = self._history.deaths, self._time.clock()
+        match problem:
+            case MovedError():
+                reason, detail = "moved", None
+                pause_s = self._history.moved(attempt, now)
+            case LostError():
+                reason, detail = problem.reason, problem.detail
+                pause_s = self._history.lost(attempt, problem, now)
+            case _:
+                reason, detail = problem.code, problem.message
+                pause_s = self._history.failed(attempt, problem, now)
+        if self._history.deaths > deaths:
+            self.telling.attempt_dies()
+        if isinstance(problem, MovedError):
+            self._counts.moved()
+        else:
+            self._counts.replayed(reason)
+        log_event(
+            "request sent to another engine",
+            level="info" if isinstance(problem, MovedError) else "warning",
+            request_id=self._request.request_id,
+            reason=reason,
+            message=detail,
+            replica=attempt.name,
+            begun=attempt.begun,
+            deaths=self._history.deaths,
+        )
+        return pause_s
+
+    async def _follow(self, attempt: Attempt) -> None:
+        """Follow an attempt to its end. Raises what ends it otherwise."""
+        reading = asyncio.create_task(self._read(attempt))
+        try:
+            while not reading.done():
+                wait_s = self._look(attempt)
+                self._woken = self._loop.create_future()
+                await asyncio.wait((reading, self._woken), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            if reading.cancelled():
+                raise LostError("replica_lost", "its answer was cancelled")
+            reading.result()
+        finally:
+            await end(reading)
+
+    def _look(self, attempt: Attempt) -> float | None:
+        """Look after an attempt. Returns the seconds until that is to be done again, or raises what ends it."""
+        now, name = self._time.clock(), self._fleet.where(attempt.ticket)
+        attempt.name = name or attempt.name
+        is_sent = attempt.heard or name is not None
+        self._time.check(_GRACE_S if is_sent else 0.0)
+        leaves = name is not None and not self._fleet.takes(name)
+        if not is_sent:
+            self._check_patience(now)
+        elif leaves and not attempt.begun and self._fleet.backlog_s is not None:  # there are others
+            attempt.leaves_since = now if attempt.leaves_since is None else attempt.leaves_since
+            if attempt.accepted or now - attempt.leaves_since >= _GRACE_S:
+                raise MovedError
+        return TICK_S if leaves or not attempt.accepted or self._time.is_limited else None
+
+    async def _read(self, attempt: Attempt) -> None:
+        request = self._request
+        avoid = tuple(self._history.avoid)
+        hints = Hints(ticket=attempt.ticket, avoid=avoid, key=routing_key(request), work=work_of(request))
+        timeout_s = self._time.for_attempt()
+        header = encode_request(msgspec.structs.replace(request, request_id=attempt.ticket, timeout_s=timeout_s))
+        try:
+            chunks = self._send(header, [*self.files.files], self._progress, encode_hints(hints))
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    attempt.heard = True
+                    if self._hear(attempt, chunk):
+                        self.telling.end()
+                        self._fleet.ended(attempt.ticket)
+                        if len(attempt.images) == request.num_images:
+                            await drain(chunks)
+                        return
+        except ReplicaLostError as error:
+            raise LostError("replica_lost", str(error) or "it died") from None
+        except (LostError, Krea2Error):
+            raise
+        except Exception as error:
+            log_exception(error, request_id=request.request_id)
+            raise LostError("replica_lost", describe(error)) from None
+        raise LostError("bad_reply", "its answer had no end")
+
+    def _hear(self, attempt: Attempt, chunk: bytes) -> bool:
+        """Take in what an engine says. Returns whether nothing is missing any more."""
+        try:
+            replies = decode_replies(chunk)
+        except (ValueError, RecursionError) as error:  # msgspec's own among them
+            raise LostError("bad_reply", f"a reply of it cannot be read: {describe(error)}") from None
+        for reply, file in replies:
+            has_all = self.telling.hear(attempt, reply, file)
+            if self.telling.is_complete:
+                self.files.forget()
+            if has_all:
+                return True
+            if isinstance(reply, Accepted):
+                self._fleet.accepted(attempt.ticket, reply.estimated_s)
+        return False
+
+    # ---- while no engine has it
+
+    def _check_patience(self, now: float) -> None:
+        missing = self._fleet.backlog_s is None
+        problem = "all engines are starting or being stopped" if missing else "no engine has room for the request"
+        self._history.check_patience(now, problem)
+
+    async def _pause(self, seconds: float) -> None:
+        until = self._time.clock() + seconds
+        while True:
+            now = self._time.clock()
+            self._time.check()
+            self._check_patience(now)
+            if now >= until:
+                return
+            await asyncio.sleep(min(TICK_S, until - now))

@@ -1,0 +1,181 @@
+"""What has become of a request in its attempts, and whether there is to be another. Pure.
+
+A request is replayed until it has been in flight at three deaths; one that only waited where an engine died is not to
+blame. Who has been accepted is waited for longer than who has not: that client can still be told to come back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from engine.errors import Krea2Error, QueueFullError, RequestKilledRanksError, ServerError
+from launcher.messages.client_messages import LONGEST_REQUEST_ID, Accepted, Image, Preview, Progress
+
+MOST_DEATHS = 3  # of ranks and engines, with the request in flight
+MOST_REFUSALS = 3  # of a request that nobody has accepted yet
+MOST_FULL = 2  # engines that say so, before its client is told
+MOST_SENDS = 20  # but for those from engines that were stopped
+PATIENCE_S = 30.0  # for an engine that takes a request
+LONG_PATIENCE_S = 300.0  # for one that takes a request which another had accepted: engines start that long
+RETRY_AFTER_S = 5.0  # where nobody knows better
+_ELSEWHERE = frozenset(("server_unavailable", "rank_failed", "launch_failed", "cancelled"))  # of an engine
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
+
+
+class LostError(Exception):
+    """An attempt has ended without an end: `reason` in a word, `detail` for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+
+class MovedError(Exception):
+    """An attempt is given up since its engine is being stopped and has not begun it."""
+
+
+@dataclass
+class Attempt:
+    """What one engine has said of the request, which it calls `ticket`.
+
+    name: of the engine, once it is known. rank_attempt: the engine's own count. begun: whether it has worked on it in
+    that. images: those that have come. leaves_since: since when its engine is known to take no more requests.
+    """
+
+    ticket: str
+    name: str | None = None
+    heard: bool = False
+    accepted: bool = False
+    begun: bool = False
+    rank_attempt: int = 1
+    images: set[int] = field(default_factory=set)
+    leaves_since: float | None = None
+
+    def hear(self, reply: Accepted | Progress | Preview | Image) -> bool:
+        """Take in what the engine says. Returns whether that is still so: what is said of ranks that are lost is not,
+        but for images."""
+        if reply.attempt > self.rank_attempt:
+            self.rank_attempt, self.begun = reply.attempt, False
+        self.accepted = True
+        is_new = reply.attempt == self.rank_attempt
+        self.begun |= is_new and not isinstance(reply, Accepted)
+        return is_new or isinstance(reply, Image)
+
+
+class History:
+    """Keeps the attempts of the request `request_id`. Times are seconds of any clock; `now` is when it came.
+
+    deaths: at which it was in flight. avoid: engines that have failed it, for any reason. was_accepted: by any engine.
+    """
+
+    def __init__(self, request_id: str, now: float, chance: Callable[[], float] = random.random) -> None:
+        self._request_id, self._chance = request_id, chance
+        self.deaths = self.moves = self.setbacks = 0
+        self.avoid: dict[str, None] = {}
+        self.was_accepted = False
+        self._full: list[QueueFullError] = []
+        self._refusals = 0
+        self._homeless_since: float | None = now  # None while an engine has accepted it
+        self._why: Krea2Error | None = None  # the attempt before failed
+        self._verdict: Krea2Error | None = None  # of ours, that ends the request
+
+    def begin(self) -> Attempt:
+        """Begin another attempt."""
+        return Attempt(ticket_of(self._request_id, self.moves + self.setbacks + 1))
+
+    def accepted(self) -> None:
+        """Note that an engine has accepted the request."""
+        self.was_accepted, self._homeless_since = True, None
+
+    def check_patience(self, now: float, problem: str) -> None:
+        """Raise `ServerError`, or why the attempt before failed, once no engine has taken the request for too long."""
+        patience_s = LONG_PATIENCE_S if self.was_accepted else PATIENCE_S
+        if self._homeless_since is not None and now - self._homeless_since >= patience_s:
+            told = f"{problem}, and the request has waited for {patience_s:g} s: try again in a moment"
+            self._verdict = self._why or ServerError(told, retry_after_s=RETRY_AFTER_S)
+            raise self._verdict
+
+    # ---- how an attempt ended: each returns the seconds to wait before the next, or raises what ends the request
+
+    def moved(self, attempt: Attempt, now: float) -> float:
+        """Go on after an attempt that was given up where an engine is being stopped: that is nobody's fault."""
+        self._leave(attempt, now)
+        self.deaths += attempt.rank_attempt - 1
+        self.moves += 1
+        return 0.0
+
+    def failed(self, attempt: Attempt, error: Krea2Error, now: float) -> float:
+        """Go on after an engine's own error, if that says more of the engine than of the request."""
+        if isinstance(error, QueueFullError) and error.parameter != "timeout_s" and error is not self._verdict:
+            return self._refused_full(attempt, error, now)
+        if error.code not in _ELSEWHERE or error is self._verdict:
+            raise error
+        if error.code == "cancelled":  # whoever hangs up stops following: so it is no client's doing
+            error = ServerError(f"the request was lost within the server: {error.message}")
+        return self._gone(attempt, error, now)
+
+    def lost(self, attempt: Attempt, loss: LostError, now: float) -> float:
+        """Go on after an attempt whose engine died, or said what cannot be."""
+        told = f"the engine that the request was sent to was lost ({loss.detail}): try again in a moment"
+        return self._gone(attempt, ServerError(told, retry_after_s=RETRY_AFTER_S), now)
+
+    def _gone(self, attempt: Attempt, error: Krea2Error, now: float) -> float:
+        self._leave(attempt, now)
+        self.deaths += attempt.rank_attempt - 1 + int(attempt.begun)
+        self._why = error
+        self.setbacks += 1
+        if self.deaths >= MOST_DEATHS:
+            reason = f"engines or their ranks died {MOST_DEATHS} times, while this request was in flight"
+            raise RequestKilledRanksError(f"{reason}: {error.message}")
+        self._refusals += not attempt.accepted
+        self._check_refusals(error)
+        if self.setbacks >= MOST_SENDS:
+            raise error
+        return self._pause_s()
+
+    def _refused_full(self, attempt: Attempt, error: QueueFullError, now: float) -> float:
+        self._leave(attempt, now)
+        self._full.append(error)
+        self.setbacks += 1
+        if self.was_accepted:
+            self._why = error
+            return min(_LONGEST_PAUSE_S, error.retry_after_s or _LONGEST_PAUSE_S)
+        if len(self._full) >= MOST_FULL:
+            raise self._soonest()
+        self._check_refusals(error)
+        return 0.0
+
+    def _check_refusals(self, error: Krea2Error) -> None:
+        if not self.was_accepted and len(self._full) + self._refusals >= MOST_REFUSALS:
+            raise self._soonest() if self._full else error
+
+    def _soonest(self) -> QueueFullError:
+        """That of the engines which are full that has room first, as far as they know."""
+        return min(self._full, key=lambda full: float("inf") if full.retry_after_s is None else full.retry_after_s)
+
+    def _leave(self, attempt: Attempt, now: float) -> None:
+        if attempt.name is not None:
+            self.avoid.pop(attempt.name, None)
+            self.avoid[attempt.name] = None
+        if self._homeless_since is None:
+            self._homeless_since = now
+
+    def _pause_s(self) -> float:
+        """None before the second attempt; then ever longer, and not the same for all whom one engine left."""
+        if self.setbacks < 2:
+            return 0.0
+        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self.setbacks - 2))
+        return longest * (0.5 + 0.5 * self._chance())
+
+
+def ticket_of(request_id: str, number: int) -> str:
+    """Name attempt `number`, from 1, of a request: with its own id, as far as that is short enough."""
+    if number == 1:
+        return request_id
+    end = f".r{number}"
+    if len(request_id) + len(end) > LONGEST_REQUEST_ID:
+        end = f".{hashlib.sha256(request_id.encode()).hexdigest()[:12]}{end}"
+    return request_id[: LONGEST_REQUEST_ID - len(end)] + end

@@ -1,0 +1,103 @@
+"""What an engine says of one attempt, as it is of the whole request. Pure. Times are in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable
+from typing import TypeVar
+
+import msgspec
+
+from launcher.explanation import Explanation, Stage
+from launcher.messages.client_messages import Accepted, Generate, Image, Preview, Progress
+from launcher.messages.parameter_names import RANDOM_SEED
+
+Told = TypeVar("Told", bound=Accepted | Progress | Preview | Image)
+_USUAL_STEPS, _USUAL_SIDE = 8, 1024  # of a request that gives none: routing compares, it does not measure
+
+
+def with_seed(request: Generate) -> Generate:
+    """Draw the seed of a request that has none, so that every engine draws the same: with an idempotency key, the same
+    as of any request of its caller with that key."""
+    if request.seed not in (None, RANDOM_SEED):
+        return request
+    seed = secrets.randbelow(2**32)
+    if request.idempotency_key is not None:
+        seed = int.from_bytes(hashlib.sha256(_owned_key(request).encode()).digest()[:4], "big")
+    return msgspec.structs.replace(request, seed=seed)
+
+
+def routing_key(request: Generate) -> str | None:
+    """What the same requests have in common, as routing knows it; None for one that is never the same as another."""
+    return None if request.idempotency_key is None else hashlib.sha256(_owned_key(request).encode()).hexdigest()
+
+
+def work_of(request: Generate) -> float:
+    """How much there is to do, in denoise steps times pixels."""
+    steps = _USUAL_STEPS if request.steps is None else request.steps
+    pixels = (request.width or _USUAL_SIDE) * (request.height or _USUAL_SIDE)
+    return float(max(1, request.num_images * steps * pixels * (2 if request.guidance else 1)))
+
+
+def retold(reply: Told, request_id: str, attempt: int) -> Told:
+    """Tell of a request by its client's name for it, and in which attempt that is."""
+    return msgspec.structs.replace(reply, request_id=request_id, attempt=attempt)
+
+
+def with_time_before(image: Image, lost_s: float, waited_s: float, deaths: int, moves: int) -> Image:
+    """Add what had passed before the last attempt to what an image says of the time of its request.
+
+    lost_s: until the last of so many engines died. waited_s: since then, where engines were stopped, full or missing.
+    """
+    timings = dict(image.timings)
+    for name in ("queue", "total"):
+        if name in timings:
+            timings[name] += lost_s + waited_s
+    told = image.explanation
+    if told is not None:
+        told = _explain_before(told, lost_s, waited_s, deaths, moves)
+    return msgspec.structs.replace(image, timings=timings, explanation=told)
+
+
+def _explain_before(told: Explanation, lost_s: float, waited_s: float, deaths: int, moves: int) -> Explanation:
+    before_s = lost_s + waited_s
+    stages = [
+        msgspec.structs.replace(
+            stage, begin_s=stage.begin_s + before_s, end_s=stage.end_s + before_s, attempt=stage.attempt + deaths
+        )
+        for stage in told.stages
+    ]
+    before = [
+        Stage(name=name, begin_s=begin_s, end_s=end_s, attempt=attempt)
+        for name, begin_s, end_s, attempt in (
+            ("lost", 0.0, lost_s, max(1, deaths)),
+            ("queue", lost_s, before_s, deaths + 1),
+        )
+        if end_s > begin_s
+    ]
+    parts = dict(told.parts)
+    for name, seconds in (("lost", lost_s), ("queue", waited_s)):
+        parts[name] = parts.get(name, 0.0) + seconds
+    return msgspec.structs.replace(
+        told,
+        total_s=told.total_s + before_s,
+        clock_s=told.clock_s - before_s,
+        parts=parts,
+        attempt=told.attempt + deaths,
+        notes=(*_notes(deaths, moves), *told.notes),
+        stages=(*before, *stages),
+    )
+
+
+def _notes(deaths: int, moves: int) -> Iterable[str]:
+    if deaths:
+        times = "once" if deaths == 1 else f"{deaths} times"
+        yield f"engines or their ranks died {times} before this attempt, which another engine made"
+    if moves:
+        others = "another engine" if moves == 1 else f"{moves} others, one after the other"
+        yield f"the request had not begun where an engine was stopped, and went to {others}"
+
+
+def _owned_key(request: Generate) -> str:
+    return f"{len(request.caller or '')} {request.caller or ''} {request.idempotency_key}"

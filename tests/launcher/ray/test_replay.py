@@ -1,0 +1,122 @@
+"""A request is made while its engines die, refuse or are stopped: what its client is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from engine.errors import Krea2Error, QueueFullError, RequestKilledRanksError, ServerError
+from launcher.messages.client_messages import Accepted, Generate, Image, Progress, Reply
+from tests.launcher.processes import PATIENCE_S
+from tests.launcher.ray.fake_engines import (
+    FakeCluster,
+    dies_after,
+    file_of,
+    refuses,
+    well,
+)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run a test, with a deadline."""
+    asyncio.run(asyncio.wait_for(test, PATIENCE_S))
+
+
+async def told(cluster: FakeCluster, **fields: Any) -> list[tuple[Reply, bytes]]:
+    """All that a client is told of a request."""
+    request = Generate(**{"request_id": "request", "prompt": "a fox", "seed": 7, **fields})
+    return [reply async for reply in cluster.replay.replies(request)]
+
+
+def test_a_request_that_goes_well_is_told_as_its_engine_tells_it() -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=well)
+        replies = await told(cluster, num_images=2)
+        assert [reply for reply, _ in replies] == [reply for reply, _ in cluster.drawn[0].whole()]
+        assert [file for _, file in replies if file] == [file_of(7), file_of(8)]
+        assert cluster.fleet.where("request") is None
+
+    run(test())
+
+
+@pytest.mark.parametrize("after", range(7))
+def test_a_request_goes_elsewhere_when_its_engine_dies_and_no_image_comes_twice(after: int) -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=dies_after(after), two=well)
+        cluster.fleet.stats("two", 5.0, 1, 1)
+        replies = await told(cluster, num_images=2, steps=1)
+        assert [drawn.engine for drawn in cluster.drawn] == ["one", "two"]
+        assert [drawn.request.request_id for drawn in cluster.drawn] == ["request", "request.r2"]
+        assert cluster.drawn[1].avoid == ("one",)
+        images = [(reply.index, file) for reply, file in replies if isinstance(reply, Image)]
+        assert images == [(0, file_of(7)), (1, file_of(8))]
+        attempts = [reply.attempt for reply, _ in replies if isinstance(reply, (Accepted, Progress, Image))]
+        assert attempts == sorted(attempts)
+        assert max(attempts) == (2 if after > 1 else 1)
+        assert {getattr(reply, "request_id", None) for reply, _ in replies} == {"request"}
+
+    run(test())
+
+
+def test_a_request_in_flight_at_three_deaths_is_not_sent_again() -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=dies_after(3), two=dies_after(3), three=dies_after(3), four=well)
+        cluster.fleet.stats("four", 99.0, 1, 1)
+        with pytest.raises(RequestKilledRanksError, match="died 3 times, while this request was in flight"):
+            await told(cluster)
+        assert len(cluster.drawn) == 3
+
+    run(test())
+
+
+@pytest.mark.parametrize("code", ["server_unavailable", "launch_failed", "rank_failed"])
+def test_three_engines_are_asked_where_each_says_that_it_cannot(code: str) -> None:
+    async def test() -> None:
+        cluster = FakeCluster(**dict.fromkeys(("one", "two", "three", "four"), refuses(code)))
+        with pytest.raises(Krea2Error, match=f"it is {code}") as raised:
+            await told(cluster)
+        assert raised.value.code == code
+        assert len({drawn.engine for drawn in cluster.drawn}) == 3
+
+    run(test())
+
+
+def test_two_engines_are_asked_where_they_are_full_and_the_sooner_says_when_to_come_back() -> None:
+    async def test() -> None:
+        full = [refuses("queue_full", retry_after_s=seconds) for seconds in (9.0, 4.0)]
+        cluster = FakeCluster(one=full[0], two=full[1], three=well)
+        cluster.fleet.stats("three", 99.0, 1, 1)
+        with pytest.raises(QueueFullError) as raised:
+            await told(cluster)
+        assert raised.value.retry_after_s == 4.0
+        assert len(cluster.drawn) == 2
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["invalid_parameter", "out_of_memory", "bad_lora", "image_not_finite", "timeout", "rate_limited", "internal_error",
+     "idempotency_conflict", "request_killed_ranks", "of_a_newer_release"],
+)  # fmt: skip
+def test_an_error_of_the_request_itself_is_told_at_once(code: str) -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=refuses(code, parameter="prompt"), two=well)
+        with pytest.raises(Krea2Error) as raised:
+            await told(cluster)
+        assert (raised.value.code, raised.value.parameter) == (code, "prompt")
+        assert len(cluster.drawn) == 1
+
+    run(test())
+
+
+def test_an_engine_that_cannot_be_reached_is_not_the_requests_fault() -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=dies_after(0), two=dies_after(0), three=dies_after(0))
+        with pytest.raises(ServerError, match="was lost"):
+            await told(cluster)
+
+    run(test())
