@@ -40,11 +40,11 @@ test: $(VENV)/installed-test lint
 	$(PYTEST)
 
 # Those that need Ray: about three minutes on 2 cores.
-test-cluster: $(VENV)/installed-test
+test-cluster: $(VENV)/installed-cluster
 	$(PYTEST_CLUSTER) -m 'cluster and not slow'
 
 # These and the slow ones.
-test-slow: $(VENV)/installed-test
+test-slow: $(VENV)/installed-cluster
 	$(PYTEST) -m 'not gpu and not cluster'
 	$(PYTEST_CLUSTER) -m 'cluster and slow'
 
@@ -52,7 +52,7 @@ test-slow: $(VENV)/installed-test
 constraints:
 	uv lock --upgrade
 	{ echo '# What developers and CI install, made of uv.lock by `make constraints`: pip install --constraint constraints.txt'; \
-	uv export --extra test --no-hashes --no-emit-project --no-annotate --no-header; } > constraints.txt
+	uv export --extra test --extra ray --no-hashes --no-emit-project --no-annotate --no-header; } > constraints.txt
 
 test-oldest-triton: $(VENV)/installed-test $(VENV)/triton-$(OLDEST_TRITON)
 	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) $(PYTEST) tests/engine/kernels tests/engine/rank/test_cuda_graphs.py
@@ -102,6 +102,10 @@ $(VENV)/installed-test: $(VENV)/pip $(if $(TORCH),$(VENV)/torch-$(TORCH)) pyproj
 	$(call tell,what krea2 and its tests need,3.0 GB,0.7 GB)
 	@$(call install,--editable '.[test]')
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-cluster: $(VENV)/installed-test
+	@$(call install,--editable '.[ray]')
+	@touch $@
 
 $(VENV)/triton-%: $(VENV)/pip
 	@$(call twice,$(PIP) --no-deps --target $@ triton==$*) || { rm -rf $@; exit 1; }
