@@ -208,8 +208,12 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.messages",
         "launcher.requests",
     },
+    "launcher.ray.engine": {"launcher.client", "launcher.messages", "launcher.requests"},
+    "launcher.ray.web": {"launcher.messages"},
     "launcher.ray": {
         *_CHILDREN,
+        "launcher.ray.engine",
+        "launcher.ray.web",
         "launcher.ray.replaying",
         "launcher.parameters",
         "launcher.client",

@@ -86,6 +86,8 @@ def test_every_package_says_in_a_sentence_what_lives_there_and_imports_nothing()
         sentence = (ast.get_docstring(ast.parse(file.read_text())) or "").split("\n\n")[0]
         assert sentence.endswith("."), f"{_path(file)} says nothing"
         allowed = {"importlib", "typing", "launcher"} if folder == ROOT / "launcher" else set()
+        if folder == ROOT / "launcher" / "ray":  # whose function, which Serve calls, imports when it is called
+            allowed = {"typing", "launcher", "ray"}
         found = {name.split(".")[0] for name in _imports(file)} - {"__future__"}
         assert found <= allowed, f"{_path(file)} imports something"
 

@@ -41,3 +41,11 @@ def encode_replies(replies: Iterable[tuple[Reply, bytes]]) -> bytes:
 def decode_replies(chunk: bytes) -> list[tuple[Reply, bytes]]:
     """Decode what `encode_replies` has made, of a newer release, too. Raises `msgspec.DecodeError`."""
     return [(decode_reply(header), file) for header, file in _decode(chunk)]
+
+
+def encode_named(name: str, chunk: bytes) -> bytes:
+    """Put the name of the engine that answers before its answer."""
+    return encode((name, chunk))
+
+
+decode_named = msgspec.msgpack.Decoder(tuple[str, bytes]).decode

@@ -55,6 +55,11 @@ def launch_async(
     return Launching(_start(partial(_check, model, address, options), on_end, progress, _warning_here()))
 
 
+async def launch_frontend_async(config: FrontendConfig, *, on_end: OnEnd | None = None) -> AsyncClient:
+    """Do what `launch_async` does, for a checked configuration, and show nothing meanwhile."""
+    return await _start(lambda: (config, ()), on_end, False, warnings.warn)
+
+
 class Launching(Coroutine[Any, Any, "AsyncClient"]):
     """An engine that starts when this is awaited, or entered by `async with`, which closes its client in the end."""
 

@@ -1,0 +1,122 @@
+"""The application that Ray Serve runs: two deployments, of engines and of ingresses, made of checked arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+from ray import serve
+
+from launcher.logs import log_event
+from launcher.ray.args import ClusterArgs
+from launcher.ray.engine_replica import EngineReplica
+from launcher.ray.ingress import make_ingress
+from launcher.ray.link import RayLink
+from launcher.ray.settled import Settled, settle
+
+ENGINE, INGRESS = "engine", "ingress"  # the names of the deployments, which a config may name for its overrides
+_BEYOND_QUEUE = 64  # requests that an engine may have beside those that wait, so that it refuses, and not Serve
+_INGRESS_REQUESTS = 1000  # at once: most wait for engines
+_HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
+_STATS_PERIOD_S, _STATS_TIMEOUT_S = 2.0, 10.0
+_WAIT_LOOP_S = 0.5  # between looks whether a replica that is to stop has done all
+_TRIES = 3  # to start a replica of a deployment that never started
+_CPUS_A_RANK = 0.5  # where there are no GPUs: a laptop's few cores are to be enough for two engines and the rest
+_AFTER_ENGINES_S = 30.0  # for an ingress to send on what the last engine has drawn
+
+
+class Engine(EngineReplica):
+    """`EngineReplica` as Serve starts it."""
+
+    async def __init__(self, args: Mapping[str, Any]) -> None:  # type: ignore[misc]
+        super().__init__(args, name=serve.get_replica_context().replica_tag)
+        await self.start()
+
+    async def __del__(self) -> None:
+        await self.stop()
+
+
+@serve.ingress()
+class Ingress:
+    """The HTTP application as Serve starts it, given the arguments of the cluster and the handle of its engines."""
+
+    def __init__(self, args: Mapping[str, Any], engines: Any) -> None:
+        self._args, self._engines = args, engines
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return make_ingress(self._args, RayLink(self._engines))
+
+
+def make_application(args: Mapping[str, Any]) -> Any:
+    """Make the application of `args:`. Raises `ArgumentError`, `CheckpointError` or `LoraError`, and starts nothing."""
+    settled = settle(args)
+    for warning in settled.warnings:
+        log_event("warning", level="warning", message=warning)
+    read = settled.args
+    given = read.given()
+    engine = serve.deployment(Engine, name=ENGINE, **engine_settings(settled))
+    ingress = serve.deployment(Ingress, name=INGRESS, **ingress_settings(read))
+    return ingress.bind(given, engine.bind(given))
+
+
+def engine_settings(settled: Settled) -> dict[str, Any]:
+    """Say how Serve is to run the engines."""
+    read, engine = settled.args, settled.frontend.engine
+    cluster = read.cluster
+    gpus = engine.ranks if uses_gpus(engine.device) else 0
+    cpus = cluster.engine_cpus
+    if cpus is None:
+        cpus = float(gpus) if gpus else _CPUS_A_RANK * engine.ranks
+    settings: dict[str, Any] = {
+        "ray_actor_options": {"num_gpus": gpus, "num_cpus": cpus},
+        "user_config": {"loras": list(read.engine.get("loras", ()))},
+        "max_ongoing_requests": settled.frontend.limits.max_queue + _BEYOND_QUEUE,
+        "graceful_shutdown_timeout_s": cluster.drain_s,
+        "graceful_shutdown_wait_loop_s": _WAIT_LOOP_S,
+        "health_check_period_s": _HEALTH_PERIOD_S,
+        "health_check_timeout_s": _HEALTH_TIMEOUT_S,
+        "max_constructor_retry_count": _TRIES,
+        "max_surge_percent": cluster.max_surge_percent,
+        "request_router_config": {
+            "request_router_class": "launcher.ray.router_class:Router",
+            "request_routing_stats_period_s": _STATS_PERIOD_S,
+            "request_routing_stats_timeout_s": _STATS_TIMEOUT_S,
+        },
+    }
+    if read.max_replicas == cluster.min_replicas:
+        return settings | {"num_replicas": cluster.min_replicas}
+    policy = {
+        "policy_function": "launcher.ray.scaling:QueuedSeconds",
+        "policy_kwargs": {"backlog_target_s": cluster.backlog_target_s},
+    }
+    scaling = {
+        "min_replicas": cluster.min_replicas,
+        "max_replicas": read.max_replicas,
+        "upscale_delay_s": 0.0,  # the policy has delays of its own
+        "downscale_delay_s": 0.0,
+        "policy": policy,
+    }
+    return settings | {"autoscaling_config": scaling}
+
+
+def ingress_settings(read: ClusterArgs) -> dict[str, Any]:
+    """Say how Serve is to run the ingresses."""
+    return {
+        "num_replicas": read.ingress_replicas,
+        "ray_actor_options": {"num_gpus": 0, "num_cpus": read.cluster.ingress_cpus},
+        "max_ongoing_requests": _INGRESS_REQUESTS,
+        "graceful_shutdown_timeout_s": read.cluster.drain_s + _AFTER_ENGINES_S,
+        "graceful_shutdown_wait_loop_s": _WAIT_LOOP_S,
+        "health_check_period_s": _HEALTH_PERIOD_S,
+        "health_check_timeout_s": _HEALTH_TIMEOUT_S,
+        "max_constructor_retry_count": _TRIES,
+        "max_surge_percent": 100,
+    }
+
+
+def uses_gpus(device: str) -> bool:
+    """Whether engines run on GPUs: auto takes them where the cluster has some."""
+    if device == "auto":
+        return bool(ray.is_initialized() and ray.cluster_resources().get("GPU", 0))
+    return device == "cuda"

@@ -1,0 +1,64 @@
+"""What Serve's proxies do to HTTP, put right for the application behind them: hang-ups, and the header X-Request-ID."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from contextlib import suppress
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+_ID_HEADER = b"x-request-id"
+_HANG_UP_S = 5.0  # for a request to end whose client has hung up
+
+
+class BehindProxy:
+    """An application as a proxy of Serve's is to see it.
+
+    A proxy has added X-Request-ID to the request if its client did not, and adds the same to the answer: it would be
+    there twice. And it cancels the request of a client that hangs up, which is told as a hang-up here, since whatever
+    else cancels a request is a fault of ours.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        gone = asyncio.Event()
+
+        async def receive_until_gone() -> Message:
+            received, leaving = asyncio.ensure_future(receive()), asyncio.ensure_future(gone.wait())
+            try:
+                await asyncio.wait((received, leaving), return_when=asyncio.FIRST_COMPLETED)
+                return received.result() if received.done() else {"type": "http.disconnect"}
+            finally:
+                for waiting in (received, leaving):
+                    waiting.cancel()
+
+        async def send_to_proxy(message: Message) -> None:
+            if gone.is_set():
+                return
+            if message["type"] == "http.response.start":
+                headers = [each for each in message.get("headers", ()) if each[0].lower() != _ID_HEADER]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        # Without Serve's context, which would have it cancel what we ask of engines on its own.
+        context = contextvars.Context()
+        running = asyncio.create_task(self._run(scope, receive_until_gone, send_to_proxy), context=context)
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            if not running.done():
+                gone.set()
+                await asyncio.wait((running,), timeout=_HANG_UP_S)
+            running.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await running
+            raise
+
+    async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
