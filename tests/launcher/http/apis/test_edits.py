@@ -256,8 +256,10 @@ def test_no_copy_of_a_picture_is_left_while_it_is_drawn_over(kind: str) -> None:
     waits, goes_on = threading.Event(), threading.Event()
 
     class Slow(FakeLink):
-        async def follow(self, request: Generate, files: Mapping[str, bytes] = NO_FILES) -> AsyncGenerator[Event, None]:
-            events = super().follow(request, files)
+        async def follow(
+            self, request: Generate, files: Mapping[str, bytes] = NO_FILES, *, progress: bool = True
+        ) -> AsyncGenerator[Event, None]:
+            events = super().follow(request, files, progress=progress)
             yield await anext(events)
             self.files = {}
             waits.set()
