@@ -26,6 +26,10 @@ def main() -> None:
         from launcher.http.app import run_http
 
         run_http()
+    elif role == "_cluster":
+        from launcher.ray.one_machine.keeper import run_keeper
+
+        run_keeper()
     elif role == "_devices":
         from launcher.auto_mode.choice import report_gpus
 

@@ -32,15 +32,16 @@ class RunFolder:
         self._lock = _lock(path, fcntl.LOCK_SH)
 
     @classmethod
-    def make(cls) -> RunFolder:
+    def make(cls, longest_parent: int = _LONGEST_PARENT) -> RunFolder:
         """Make one, after those that killed processes of this user have left were removed.
 
+        longest_parent: characters that the path of the folder for temporary files may have; else it lies in /tmp.
         Raises `LaunchError` if that cannot be done, as on a full disk.
         """
         parent = "the folder for temporary files"
         try:
             parent = tempfile.gettempdir()
-            if len(parent) > _LONGEST_PARENT:
+            if len(parent) > longest_parent:
                 parent = "/tmp"
             _remove_forsaken(parent)
             new = tempfile.mkdtemp(prefix=".krea2-", dir=parent)

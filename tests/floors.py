@@ -210,6 +210,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.ray.engine": {"launcher.client", "launcher.messages", "launcher.requests"},
     "launcher.ray.web": {"launcher.messages"},
+    "launcher.ray.one_machine": _CHILDREN,
     "launcher.ray": {
         *_CHILDREN,
         "launcher.ray.engine",
@@ -254,6 +255,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http",
         "launcher.setup",
         "launcher.ray",
+        "launcher.ray.one_machine",
     },
     "launcher.__main__": {
         "launcher.messages",
@@ -263,6 +265,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.ranks",
         "launcher.frontend",
         "launcher.auto_mode",
+        "launcher.ray.one_machine",
         "launcher.cli",
     },
     "launcher": {"launcher.messages", "launcher.client", "launcher.setup"},

@@ -1,0 +1,117 @@
+"""The process that keeps a Ray for the command that started it, and that nothing of the Ray outlives."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import msgspec
+
+from engine.errors import Krea2Error, LaunchError
+from launcher.messages.configs import Ended, Starting
+from launcher.messages.encoding import describe
+from launcher.messages.message_parts import Stage
+from launcher.processes import Reporter, exit_after, read_config, watch_parent
+from launcher.ray.one_machine.descendants import adopt_orphans, descendants, end_descendants
+from launcher.ray.one_machine.environment import set_up
+from launcher.ray.one_machine.listening import open_ports
+from launcher.ray.one_machine.messages import ClusterConfig, Output, Serving
+from launcher.run_folder import RunFolder
+
+END_S = 10.0  # for killed processes to be gone
+# A path of one of Ray's sockets may have 107 characters, of which it takes 64 for itself, and the folder's name 18.
+_LONGEST_PARENT = 24
+_WATCH_S = 1.0
+
+
+def run_keeper() -> NoReturn:
+    """Start a Ray and serve what the parent says, until the parent ends this or is gone."""
+    keeper = _Keeper(read_config(ClusterConfig))
+    keeper.run()
+
+
+class _Keeper:
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._parent = Reporter()
+        self._reporting = threading.Lock()
+        self._ending = threading.Lock()
+        self._stop = threading.Event()  # in order
+        self._serves = False
+        adopt_orphans()
+        self._folder = RunFolder.make(longest_parent=_LONGEST_PARENT)
+        signal.signal(signal.SIGTERM, self._end_at_once)
+        watch_parent(self._parent_ended)
+
+    def run(self) -> NoReturn:
+        """Do all of it, and end this process."""
+        try:
+            self._keep()
+        except Krea2Error as error:
+            self._tell(error)
+        except BaseException as error:  # also what Ray's own handler of signals raises
+            self._tell(LaunchError(f"Ray could not be started: {describe(error)}{self._kept_logs()}"))
+        self._end()
+        while True:  # another thread is at it
+            time.sleep(END_S)
+
+    def _keep(self) -> None:
+        set_up(os.environ, self._folder.path)
+        tempfile.tempdir = None  # which the environment says anew
+        self._send(Starting(stage=Stage(name="starting Ray")))
+        from launcher.ray.one_machine.own_ray import OwnRay  # the environment counts when Ray is imported
+
+        ray = OwnRay(self._config, self._folder.path, lambda process, line: self._send(Output(process=process, line=line)))
+        signal.signal(signal.SIGTERM, self._end_at_once)  # which Ray has taken
+        ray.serve(lambda stage: self._send(Starting(stage=stage)))
+        self._serves = True
+        self._send(Serving(open_ports=tuple(open_ports(descendants()))))
+        while not self._stop.wait(_WATCH_S):
+            ray.check()
+        if self._config.drain_s:
+            ray.drain(self._config.drain_s)
+
+    def _parent_ended(self, died: bool) -> None:
+        """Stop in order if the parent wants that, and there is something to do so with."""
+        if died or not self._serves:
+            self._end()
+        self._stop.set()
+
+    def _end_at_once(self, _: int, __: FrameType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        """End every process that comes from this one, and then this one. Returns if that is being done already."""
+        if not self._ending.acquire(blocking=False):
+            return
+        exit_after(END_S + 1.0)
+        end_descendants(END_S)
+        self._folder.remove()
+        os._exit(0)
+
+    def _send(self, report: msgspec.Struct) -> None:
+        with self._reporting:
+            self._parent.send(report)
+
+    def _tell(self, error: Krea2Error) -> None:
+        self._send(Ended(code=error.code, message=error.message, parameter=error.parameter))
+
+    def _kept_logs(self) -> str:
+        """Keep Ray's logs of what nobody has foreseen, and say where they are."""
+        with suppress(OSError):
+            logs = next(Path(self._folder.path).glob("session_*_*/logs"), None)
+            if logs is None:
+                return ""
+            parent = os.path.dirname(self._folder.path)
+            kept = tempfile.mkdtemp(prefix="krea2-ray-logs-", dir=parent)
+            shutil.copytree(logs, kept, dirs_exist_ok=True)
+            return f" (Ray's logs are in {kept})"
+        return ""

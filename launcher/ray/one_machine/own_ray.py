@@ -1,0 +1,126 @@
+"""A Ray that this process has started, with one application of Serve's."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import serve
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+from engine.errors import LaunchError, ServerError
+from launcher.messages.message_parts import Stage
+from launcher.ray.one_machine.descendants import descendants
+from launcher.ray.one_machine.failures import failure, of_ours
+from launcher.ray.one_machine.messages import ClusterConfig
+
+APPLICATION = "krea2"  # its name, in Serve
+_STORE_BYTES = 512 * 2**20  # for pictures on their way between two processes, as much as is used
+_SHARED_MEMORY = "/dev/shm"
+_POLL_S = 0.1
+_QUIET = {"log_level": "ERROR", "enable_access_log": False}  # of what Serve logs itself; our guard logs requests
+_IS_OUR_MISTAKE = 2  # exit code of errors that another attempt would end with, too
+
+
+class OwnRay:
+    """Starts Ray's own processes for a configuration, in a folder of its own.
+
+    on_line: called, in a thread, with the name of a replica and a line that it printed.
+    """
+
+    def __init__(self, config: ClusterConfig, folder: str, on_line: Callable[[str, str], None]) -> None:
+        self._config = config
+        ray.init(
+            address="local",
+            num_cpus=config.cpus,
+            num_gpus=None if config.gpus else 0,
+            include_dashboard=False,
+            object_store_memory=_STORE_BYTES,
+            logging_level="ERROR",
+            log_to_driver=True,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=folder,
+            _plasma_directory=None if _has_room() else folder,
+            # As important as the command that started it, which Ray's workers are not otherwise. None before they are
+            # needed, of which Ray would start one for each of its CPUs.
+            _system_config={"worker_niceness": 0, "prestart_worker_first_driver": False},
+        )
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+        global_worker_stdstream_dispatcher.add_handler("krea2", lambda said: _hand_on(said, on_line))
+        self._processes = {*descendants()}  # without which there is no Ray
+
+    def serve(self, on_stage: Callable[[Stage], None]) -> None:
+        """Serve the application, and return when all of its replicas are ready.
+
+        Raises what ends a replica, and `LaunchError`.
+        """
+        config = self._config
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if config.gpus > gpus > 0:
+            raise LaunchError(f"the replicas need {config.gpus} GPUs, and this machine has {gpus}")
+        serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
+        module, _, name = config.application.partition(":")
+        args = config.args if gpus or not config.gpus else config.args | {"device": "cpu"}
+        application = getattr(importlib.import_module(module), name)(args)
+        serve.run_many(
+            [serve.RunTarget(application, name=APPLICATION, route_prefix="/", logging_config=_QUIET)],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )
+        deadline = time.monotonic() + config.start_timeout_s
+        while not self._is_running(on_stage):
+            if time.monotonic() >= deadline:
+                raise LaunchError(f"the replicas were not ready within {config.start_timeout_s:g} s")
+            time.sleep(_POLL_S)
+
+    def check(self) -> None:
+        """Raise `ServerError` if one of the processes has ended that there is no Ray without."""
+        lost = self._processes - {*descendants()}
+        if lost:
+            raise ServerError(f"Ray has ended: {len(lost)} of its {len(self._processes)} own processes are gone")
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more requests, and let those that run end for so many seconds at most. Returns whether all have."""
+        serve.delete(APPLICATION, _blocking=False)
+        deadline = time.monotonic() + seconds
+        while APPLICATION in serve.status().applications:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_S)
+        return True
+
+    def _is_running(self, on_stage: Callable[[Stage], None]) -> bool:
+        application = serve.status().applications[APPLICATION]
+        deployments = application.deployments.values()
+        messages = [deployment.message for deployment in deployments]
+        ours = of_ours(messages)
+        if ours is not None and ours.exit_code == _IS_OUR_MISTAKE:
+            raise ours
+        if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
+            raise failure([*messages, application.message])
+        states = [deployment.replica_states for deployment in deployments]
+        ready, all_of_them = sum(each.get("RUNNING", 0) for each in states), sum(sum(each.values()) for each in states)
+        on_stage(Stage(name="starting replicas" + (f", {ready} of {all_of_them} ready" if ready else "")))
+        return bool(application.status == "RUNNING")
+
+
+def _has_room() -> bool:
+    """Whether shared memory has room for what is passed between processes. Docker gives a container 64 MB, and other
+    places less: a file in the folder does too, a little slower."""
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(_SHARED_MEMORY).free > _STORE_BYTES and os.access(_SHARED_MEMORY, os.W_OK)
+    return False
+
+
+def _hand_on(said: dict[str, Any], on_line: Callable[[str, str], None]) -> None:
+    """Hand on what replicas print; what Ray's own processes do is in Ray's logs."""
+    kind, _, name = str(said.get("actor_name") or "").partition(":")
+    if kind == "ServeReplica":
+        for line in said["lines"]:
+            on_line(f"{name.rpartition(':')[2].lower()} {said['pid']}", line)
