@@ -210,7 +210,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.ray.engine": {"launcher.client", "launcher.messages", "launcher.requests"},
     "launcher.ray.web": {"launcher.messages"},
-    "launcher.ray.one_machine": _CHILDREN,
+    "launcher.ray.one_machine": {*_CHILDREN, "launcher.http"},
     "launcher.ray": {
         *_CHILDREN,
         "launcher.ray.engine",
@@ -228,6 +228,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.cli.options": {
         *_CHILDREN,
         "launcher.parameters",
+        "launcher.http",
         "launcher.ranks",
         "launcher.auto_mode",
         "launcher.setup",

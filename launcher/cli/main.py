@@ -17,6 +17,7 @@ import click
 
 import engine
 from engine.errors import ArgumentError, Krea2Error, printable
+from launcher.cli.cluster.group import cluster
 from launcher.cli.convert import convert
 from launcher.cli.generate import generate
 from launcher.cli.info import info
@@ -60,14 +61,16 @@ def execute(arguments: Sequence[str] | None = None) -> int:
 
 
 @click.command("help")
-@click.argument("command", required=False)
+@click.argument("command", nargs=-1)
 @click.pass_context
-def show_help(context: click.Context, command: str | None) -> None:
+def show_help(context: click.Context, command: tuple[str, ...]) -> None:
     """Tell what a command does, as its --help."""
     outer = context.parent
     assert outer is not None
-    if command is not None:
-        name, found, _ = commands.resolve_command(outer, [command])
+    for word in command:
+        if not isinstance(outer.command, Commands):
+            break  # a command's own argument
+        name, found, _ = outer.command.resolve_command(outer, [word])
         assert found is not None
         outer = click.Context(found, info_name=name, parent=outer)
     click.echo(outer.get_help())
@@ -75,7 +78,7 @@ def show_help(context: click.Context, command: str | None) -> None:
 
 @click.group(
     cls=Commands,
-    commands=(generate, serve, info, convert, keys, show_help),
+    commands=(generate, serve, info, convert, cluster, keys, show_help),
     context_settings=SETTINGS,
 )
 @click.version_option(engine.__version__)

@@ -17,13 +17,14 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, printable
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.options.access import tell_access
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import configure_engine, engine_options, model_argument, table_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER, WholeRange
 from launcher.cli.progress import LoadingProgress
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
-from launcher.messages.api_keys import others_can_read, read_keys
+from launcher.messages.api_keys import read_keys
 from launcher.messages.configs import MAX_WORKERS, HttpConfig
 from launcher.messages.limits import Limits
 from launcher.messages.rank_messages import Ready
@@ -140,7 +141,7 @@ def serve(
       krea2 serve path/to/Krea-2-Turbo --memory-budget 16GB --port 8000
     """
     from launcher.cli.server_summary import ServerSummary
-    from launcher.http.server_process import HttpServer, check_http, listen
+    from launcher.http.server_process import HttpServer, listen
     from launcher.logs import configure_logs, end_logs, flush_stderr, log_event, status_stream
     from launcher.requests.check import parse_size
 
@@ -180,13 +181,8 @@ def serve(
         own["model_names"] = own["model_names"] or (_model_name(options),)
         if api_key_file is not None:
             own |= {"api_key_file": api_key_file, "file_keys": read_keys(api_key_file)}
-            if others_can_read(api_key_file):
-                click.echo(f"warning: every user of this machine can read {api_key_file}", err=True)
         http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
-        if check_http(http_config, insecure=insecure):
-            click.echo(f"warning: whoever reaches {http_config.host} can use this server", err=True)
-        if "*" in http_config.allowed_origins and not (http_config.api_keys or http_config.file_keys):
-            click.echo("warning: every web page that is open in a browser near this server can use it", err=True)
+        tell_access(http_config, insecure=insecure)
         http = HttpServer(http_config, listen(http_config.host, port), workers=http_workers)
 
     began = time.monotonic()

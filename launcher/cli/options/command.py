@@ -111,7 +111,8 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def _instead(self, name: str) -> str:
-        if command := _MEANT.get(name.lower()) or nearest(name, self.commands):
+        meant = _MEANT.get(name.lower())
+        if command := meant if meant in self.commands else nearest(name, self.commands):
             return f"did you mean {command}?"
         model = next((model for model in MODELS if name.lower() in model.lower()), None) if len(name) > 2 else None
         if model is not None:

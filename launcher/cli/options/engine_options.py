@@ -35,12 +35,20 @@ def table_options(*names: str, **changes: Any) -> Callable[[Command], Command]:
 
     def add(command: Command) -> Command:
         for name in reversed(names):
-            flag = _TABLE[name][1].flag or f"--{name.replace('_', '-')}"
-            flags = (flag, "-m") if name == "model" else (flag,)
-            command = click.option(*flags, name, **_settings(name) | changes)(command)
+            command = option_of(name, *_TABLE[name], **changes)(command)
         return command
 
     return add
+
+
+def option_of(
+    name: str, default: Any, known: Option, /, *, flag: str | None = None, **changes: Any
+) -> Callable[[Command], Command]:
+    """Make a command's option of one in a table. flag: what it is called on the command line, None for what the table
+    says; changes: see `table_options`."""
+    flag = flag or known.flag or f"--{name.replace('_', '-')}"
+    flags = (flag, "-m") if name == "model" else (flag,)
+    return click.option(*flags, name, **_settings(name, default, known) | changes)
 
 
 def model_argument(command: Command) -> Command:
@@ -57,9 +65,8 @@ def engine_options(command: Command) -> Command:
     return table_options(*names)(command)
 
 
-def _settings(name: str) -> dict[str, Any]:
+def _settings(name: str, default: Any, known: Option) -> dict[str, Any]:
     """What click gets of an option."""
-    default, known = _TABLE[name]
     settings: dict[str, Any] = {"help": known.help, "metavar": known.metavar, "multiple": known.repeated}
     if isinstance(default, bool):
         return settings | {"is_flag": True, "default": default}
@@ -97,7 +104,7 @@ def configure_engine(
             f"{product} must be {count}, the number of processes that torchrun started, got {got}", parameter="tp"
         )
     config, model, warnings = configure(
-        options | {"limits": _parse_limits(options["limits"])},
+        options | {"limits": parse_limits(options["limits"])},
         auto=auto,
         workload=workload,
         tell=lambda _, lines: click.echo("\n".join(map(printable, lines)), err=True),
@@ -116,7 +123,8 @@ def configure_engine(
     return msgspec.structs.replace(config, run_folder=ranks.run_folder, external_ranks=True, ranks_host=host), model
 
 
-def _parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
+def parse_limits(assignments: tuple[str, ...]) -> dict[str, float]:
+    """Read `NAME=VALUE` of each. Raises `ArgumentError`."""
     values = {}
     for assignment in assignments:
         name, _, value = assignment.partition("=")

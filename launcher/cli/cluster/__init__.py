@@ -1,0 +1,1 @@
+"""`krea2 cluster`: many engines behind one address, on Ray Serve."""

@@ -1,0 +1,143 @@
+"""Options of `krea2 cluster`, made of what `args:` of a Serve config may have, and such arguments of what is given."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from engine.config.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
+from engine.errors import ArgumentError
+from launcher.cli.options.command import Command
+from launcher.cli.options.engine_options import option_of, parse_limits
+from launcher.cli.serve import serve
+from launcher.ray.args import ClusterArgs, known_options
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_REPLICAS = re.compile(r"(?P<least>[0-9]{1,9})(:(?P<most>[0-9]{1,9}))?", re.ASCII)
+# Of what is a path on this machine, the arguments have the whole one: actors run in other folders.
+_PATHS = ("model", "transformer", "text_encoder", "vae", "tokenizer", "lora_dir", "api_key_file", "images_folder")
+# Said by --replicas; and what is for relative paths.
+_SAID_OTHERWISE = ("min_replicas", "max_replicas", "lora_dir")
+_CHANGES: dict[str, dict[str, Any]] = {
+    "loras": {
+        "help": "A LoRA file, or demo-outlined, for requests to choose by NAME, which is the file's if there is none. "
+        "May be repeated."
+    },
+    "host": {"help": "Where HTTP listens."},
+    "api_key_file": {"help": "More keys, a line each: NAME KEY, or KEY alone.", "metavar": "FILE"},
+    "allowed_host": {"metavar": "NAME"},
+    "allow_origin": {"metavar": "ORIGIN"},
+    "public_url": {"metavar": "URL"},
+    "warm_up_sizes": {
+        "flag": "--warm-up",
+        "metavar": "WIDTHxHEIGHT",
+        "help": "A size to prepare GPUs for besides the checkpoint's default; may be repeated.",
+    },
+}
+
+
+def cluster_options(*without: str, **changes: Mapping[str, Any]) -> Callable[[Function], Function]:
+    """Add an option for each argument but those `without`. changes: what click gets instead of what the table says."""
+
+    def add(command: Function) -> Function:
+        for name, (default, known) in reversed(known_options().items()):
+            if known.help is not None and name not in (*without, *_SAID_OTHERWISE):
+                changed = _CHANGES.get(name, {}) | changes.get(name, {})
+                command = option_of(name, default, known, **changed)(command)
+        return command
+
+    return add
+
+
+class ClusterCommand(Command):
+    """A command that says of each option of `krea2 serve` that a cluster does not have why that is."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        own = {flag for parameter in self.params for flag in parameter.opts}
+        for theirs in serve.params:
+            if isinstance(theirs, click.Option) and not theirs.hidden and not own & {*theirs.opts}:
+                self.params.append(_refused(theirs))
+
+
+def replicas_of(text: str) -> dict[str, int]:
+    """Read `N`, or `MIN:MAX`. Raises `ArgumentError`."""
+    match = _REPLICAS.fullmatch(text.strip())
+    if match is None:
+        raise ArgumentError.of("replicas", "a number, as 4, or MIN:MAX, as 1:50", text)
+    least, most = int(match["least"]), int(match["most"] or match["least"])
+    if not 1 <= least <= most:
+        raise ArgumentError.of("replicas", "at least 1, and MAX no less than MIN", text)
+    return {"min_replicas": least, "max_replicas": most}
+
+
+def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Make `args:` of a command's options: those that differ from the defaults, as YAML has them.
+
+    Raises `ArgumentError` for a value that is not allowed; opens no file.
+    """
+    known = known_options()
+    given = {
+        name: value
+        for name, value in options.items()
+        if name in known and value is not None and value != () and value != known[name][0]
+    }
+    if "limits" in given:
+        given["limits"] = {name: _whole(value) for name, value in parse_limits(given["limits"]).items()}
+    for name in _PATHS:
+        if name in given and not (name == "model" and given[name] in DEMO_CHECKPOINTS):
+            given[name] = whole_path(given[name])
+    if "loras" in given:
+        given["loras"] = tuple(map(_whole_lora, given["loras"]))
+    return ClusterArgs.of(given | replicas_of(options["replicas"])).given()
+
+
+def whole_path(path: str) -> str:
+    """The absolute path of what lies here; anything else as it is."""
+    return os.path.abspath(path) if os.path.exists(path) else path
+
+
+def _whole_lora(text: str) -> str:
+    from launcher.requests.lora_files import parse_lora  # which takes long to import
+
+    lora = parse_lora(text)
+    if lora.path in map(str, DEMO_LORAS.values()):  # which is elsewhere on other machines
+        return text
+    return f"{lora.name}={os.path.abspath(lora.path)}:{lora.strength:g}"
+
+
+def _whole(value: float) -> float:
+    return int(value) if value.is_integer() else value
+
+
+def _refused(theirs: click.Option) -> click.Option:
+    name = str(theirs.name)
+
+    def refuse(_context: click.Context, _option: click.Parameter, value: Any) -> None:
+        if value is not None:
+            raise ArgumentError(_in_flags(_why_not(name, value), theirs.opts[0]), parameter=name)
+
+    kind = {"is_flag": True, "flag_value": True, "default": None} if theirs.is_flag else {}
+    flags = [*theirs.opts, f"refused_{name}"]
+    return click.Option(flags, hidden=True, expose_value=False, callback=refuse, **kind)
+
+
+def _why_not(name: str, value: Any) -> str:
+    try:
+        ClusterArgs.of({name: value})
+    except ArgumentError as error:
+        return error.message
+    return f"{name}: a cluster does not have it"
+
+
+def _in_flags(message: str, flag: str) -> str:
+    """Name options as they are typed, first the one that the message is about."""
+    words = message.split(" ")
+    first = words[0].rstrip(":")
+    known = {name: f"--{name.replace('_', '-')}" for name in known_options() if "_" in name}
+    return " ".join([flag + words[0][len(first) :], *(known.get(word, word) for word in words[1:])])

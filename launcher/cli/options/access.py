@@ -1,0 +1,24 @@
+"""Says who can use a server, before it starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from launcher.messages.api_keys import others_can_read
+
+if TYPE_CHECKING:
+    from launcher.messages.configs import HttpConfig
+
+
+def tell_access(config: HttpConfig, *, insecure: bool) -> None:
+    """Warn on stderr of whoever can use a server, or its keys, unasked. Raises what `check_http` does."""
+    from launcher.http.server_process import check_http
+
+    if config.api_key_file is not None and others_can_read(config.api_key_file):
+        click.echo(f"warning: every user of this machine can read {config.api_key_file}", err=True)
+    if check_http(config, insecure=insecure):
+        click.echo(f"warning: whoever reaches {config.host} can use this server", err=True)
+    if "*" in config.allowed_origins and not (config.api_keys or config.file_keys):
+        click.echo("warning: every web page that is open in a browser near this server can use it", err=True)
