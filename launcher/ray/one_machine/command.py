@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import NamedTuple
 
 from engine.errors import Krea2Error, LaunchError, ServerError, error_from_code
 from launcher.awake import AwakeClock
-from launcher.logs import log_output
+from launcher.http.server_process import listen
+from launcher.logs import log_event, log_output
 from launcher.messages.configs import Ended, Starting
 from launcher.messages.message_parts import Stage
 from launcher.processes import SIGNALS, TERMINATE_S, Child
@@ -20,6 +24,31 @@ from launcher.ray.one_machine.messages import ClusterConfig, OpenPort, Output, S
 
 _POLL_S = 0.2
 
+
+class Reserved(NamedTuple):
+    """A port that nobody else takes, and where browsers find it."""
+
+    port: int
+    url: str
+
+
+@contextmanager
+def reserve(host: str, port: int) -> Iterator[Reserved]:
+    """Keep a port, 0 for a free one, for Serve's proxy, which listens there much later, and also when it is started
+    again. Raises what `listen` does."""
+    with listen(host, port) as listening:
+        family, address = listening.family, listening.getsockname()
+    with socket.socket(family, socket.SOCK_STREAM) as kept:
+        # Those that say so share a port, of one user; a socket that does not listen gets no connections.
+        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+            kept.setsockopt(socket.SOL_SOCKET, option, 1)
+        try:
+            kept.bind(address)
+        except OSError as error:
+            raise LaunchError(f"cannot listen on {host}:{address[1]}: {error.strerror}") from None
+        yield Reserved(address[1], f"http://{f'[{host}]' if ':' in host else host}:{address[1]}")
+
+
 _Report = Starting | Serving | Ended | None  # None: the keeper's process has ended
 
 
@@ -27,14 +56,16 @@ def serve_until_stopped(
     config: ClusterConfig,
     *,
     api_keys: Sequence[str],
+    log_format: str,
     on_stage: Callable[[Stage], None],
     on_serving: Callable[[Sequence[OpenPort]], None],
     on_draining: Callable[[], None],
 ) -> signal.Signals | None:
     """Run a cluster on this machine until SIGINT, SIGTERM or SIGHUP; a second one does not wait for what runs.
 
-    api_keys: of HTTP clients, which go to the ingress in its environment. Returns the signal that ended it. No process
-    and no file is left when this returns or raises; raises what a replica, or Ray, failed with.
+    api_keys: of HTTP clients, which go to the ingress in its environment. log_format: of this process' log, which has
+    what replicas log, too. Returns the signal that ended it. No process and no file is left when this returns or
+    raises; raises what a replica, or Ray, failed with.
     """
     reports: SimpleQueue[_Report] = SimpleQueue()
     signals: SimpleQueue[signal.Signals] = SimpleQueue()
@@ -42,7 +73,7 @@ def serve_until_stopped(
     def take(data: bytes) -> None:
         report = decode_report(data)
         if isinstance(report, Output):
-            log_output(report.process, report.line, has_log=True)
+            _log(report, log_format)
         else:
             reports.put(report)
 
@@ -103,6 +134,17 @@ def _follow(
             return received
         else:
             raise ServerError(f"the process that keeps Ray {keeper.describe_exit()}")
+
+
+def _log(output: Output, log_format: str) -> None:
+    """Log a line of a replica, whose own log is JSON."""
+    if log_format == "text":
+        with suppress(ValueError, TypeError, KeyError):
+            entry = json.loads(output.line)
+            del entry["time"]
+            log_event(entry.pop("event"), level=entry.pop("level"), **entry)
+            return
+    log_output(output.process, output.line, has_log=True)
 
 
 def _error(report: Ended) -> Krea2Error:

@@ -18,7 +18,9 @@ def of_ours(messages: Iterable[str]) -> Krea2Error | None:
     """Find the error of ours that ended a replica in what Serve says of each deployment; None if there is none."""
     for message in messages:
         if found := [*_OURS.finditer(message)]:
-            kind = next((each for each in Krea2Error.__subclasses__() if each.__name__ == found[-1]["kind"]), Krea2Error)
+            kind = next(
+                (each for each in Krea2Error.__subclasses__() if each.__name__ == found[-1]["kind"]), Krea2Error
+            )
             return kind(found[-1]["message"])
     return None
 
@@ -33,4 +35,6 @@ def failure(messages: Iterable[str]) -> Krea2Error:
             cause = f"{found[-1]['kind'].rpartition('.')[2]}: {found[-1]['message']}"
             return LaunchError(f"a replica did not start: {shortened(cause, _LONGEST)}")
     lines = [line.strip() for message in said for line in message.splitlines() if line.strip()]
-    return LaunchError(f"the replicas did not start: {shortened(lines[-1] if lines else 'Ray does not say why', _LONGEST)}")
+    return LaunchError(
+        f"the replicas did not start: {shortened(lines[-1] if lines else 'Ray does not say why', _LONGEST)}"
+    )

@@ -69,7 +69,9 @@ class _Keeper:
         self._send(Starting(stage=Stage(name="starting Ray")))
         from launcher.ray.one_machine.own_ray import OwnRay  # the environment counts when Ray is imported
 
-        ray = OwnRay(self._config, self._folder.path, lambda process, line: self._send(Output(process=process, line=line)))
+        ray = OwnRay(
+            self._config, self._folder.path, lambda process, line: self._send(Output(process=process, line=line))
+        )
         signal.signal(signal.SIGTERM, self._end_at_once)  # which Ray has taken
         ray.serve(lambda stage: self._send(Starting(stage=stage)))
         self._serves = True

@@ -62,12 +62,11 @@ class OwnRay:
         """
         config = self._config
         gpus = int(ray.cluster_resources().get("GPU", 0))
-        if config.gpus > gpus > 0:
+        if config.gpus > gpus and (gpus or config.args.get("device") == "cuda"):
             raise LaunchError(f"the replicas need {config.gpus} GPUs, and this machine has {gpus}")
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
         module, _, name = config.application.partition(":")
-        args = config.args if gpus or not config.gpus else config.args | {"device": "cpu"}
-        application = getattr(importlib.import_module(module), name)(args)
+        application = getattr(importlib.import_module(module), name)(config.args)
         serve.run_many(
             [serve.RunTarget(application, name=APPLICATION, route_prefix="/", logging_config=_QUIET)],
             wait_for_ingress_deployment_creation=False,
