@@ -23,6 +23,7 @@ from launcher.ray.one_machine.messages import ClusterConfig
 APPLICATION = "krea2"  # its name, in Serve
 _STORE_BYTES = 512 * 2**20  # for pictures on their way between two processes, as much as is used
 _SHARED_MEMORY = "/dev/shm"
+_NO_ENGINE = "ingress"  # the deployment that is of no interest while engines start
 _POLL_S = 0.1
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}  # of what Serve logs itself; our guard logs requests
 _IS_OUR_MISTAKE = 2  # exit code of errors that another attempt would end with, too
@@ -103,9 +104,9 @@ class OwnRay:
             raise ours
         if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
             raise failure([*messages, application.message])
-        states = [deployment.replica_states for deployment in deployments]
+        states = [each.replica_states for name, each in application.deployments.items() if name != _NO_ENGINE]
         ready, all_of_them = sum(each.get("RUNNING", 0) for each in states), sum(sum(each.values()) for each in states)
-        on_stage(Stage(name="starting replicas" + (f", {ready} of {all_of_them} ready" if ready else "")))
+        on_stage(Stage(name="starting engines" + (f", {ready} of {all_of_them} ready" if ready else "")))
         return bool(application.status == "RUNNING")
 
 
