@@ -254,6 +254,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.cli.options",
         "launcher.cli",
         "launcher.http",
+        "launcher.requests",
         "launcher.setup",
         "launcher.ray",
         "launcher.ray.one_machine",

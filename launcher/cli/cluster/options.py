@@ -41,7 +41,7 @@ _CHANGES: dict[str, dict[str, Any]] = {
 }
 
 
-def cluster_options(*without: str, **changes: Mapping[str, Any]) -> Callable[[Function], Function]:
+def cluster_options(*without: str, **changes: dict[str, Any]) -> Callable[[Function], Function]:
     """Add an option for each argument but those `without`. changes: what click gets instead of what the table says."""
 
     def add(command: Function) -> Function:
@@ -122,7 +122,7 @@ def _refused(theirs: click.Option) -> click.Option:
         if value is not None:
             raise ArgumentError(_in_flags(_why_not(name, value), theirs.opts[0]), parameter=name)
 
-    kind = {"is_flag": True, "flag_value": True, "default": None} if theirs.is_flag else {}
+    kind: dict[str, Any] = {"is_flag": True, "flag_value": True, "default": None} if theirs.is_flag else {}
     flags = [*theirs.opts, f"refused_{name}"]
     return click.Option(flags, hidden=True, expose_value=False, callback=refuse, **kind)
 

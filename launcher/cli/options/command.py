@@ -112,8 +112,10 @@ class Commands(click.Group):
 
     def _instead(self, name: str) -> str:
         meant = _MEANT.get(name.lower())
-        if command := meant if meant in self.commands else nearest(name, self.commands):
-            return f"did you mean {command}?"
+        if meant is None or (meant not in self.commands and not meant.startswith("-")):
+            meant = nearest(name, self.commands)
+        if meant:
+            return f"did you mean {meant}?"
         model = next((model for model in MODELS if name.lower() in model.lower()), None) if len(name) > 2 else None
         if model is not None:
             return f"it is a model, for krea2 serve {model}, or krea2 generate PROMPT --model {model}"

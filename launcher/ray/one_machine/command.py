@@ -39,13 +39,10 @@ def reserve(host: str, port: int) -> Iterator[Reserved]:
     with listen(host, port) as listening:
         family, address = listening.family, listening.getsockname()
     with socket.socket(family, socket.SOCK_STREAM) as kept:
-        # Those that say so share a port, of one user; a socket that does not listen gets no connections.
-        for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
-            kept.setsockopt(socket.SOL_SOCKET, option, 1)
-        try:
+        # Those that say so share a port, of one user, as Serve's proxies do; one that does not listen gets no connections.
+        kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        with suppress(OSError):  # connections of a server before us are not quite over, which keeps none from listening
             kept.bind(address)
-        except OSError as error:
-            raise LaunchError(f"cannot listen on {host}:{address[1]}: {error.strerror}") from None
         yield Reserved(address[1], f"http://{f'[{host}]' if ':' in host else host}:{address[1]}")
 
 
