@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
@@ -17,7 +18,6 @@ import click
 
 import engine
 from engine.errors import ArgumentError, Krea2Error, printable
-from launcher.cli.cluster.group import cluster
 from launcher.cli.convert import convert
 from launcher.cli.generate import generate
 from launcher.cli.info import info
@@ -27,6 +27,8 @@ from launcher.processes import ORDERLY_S, SIGNALS, exit_after, watch_parent
 from launcher.ranks import torchrun
 
 _AGAIN_S = 0.05  # for a finalizer to end
+# It stands above all other commands, since its options are those of `serve`.
+_cluster: click.Command = import_module("launcher.cli.cluster.group").cluster
 
 
 def run() -> NoReturn:
@@ -78,7 +80,7 @@ def show_help(context: click.Context, command: tuple[str, ...]) -> None:
 
 @click.group(
     cls=Commands,
-    commands=(generate, serve, info, convert, cluster, keys, show_help),
+    commands=(generate, serve, info, convert, _cluster, keys, show_help),
     context_settings=SETTINGS,
 )
 @click.version_option(engine.__version__)

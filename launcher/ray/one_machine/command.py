@@ -39,7 +39,7 @@ def reserve(host: str, port: int) -> Iterator[Reserved]:
     with listen(host, port) as listening:
         family, address = listening.family, listening.getsockname()
     with socket.socket(family, socket.SOCK_STREAM) as kept:
-        # Those that say so share a port, of one user, as Serve's proxies do; one that does not listen gets no connections.
+        # Those that say so share a port, of one user, as Serve's proxies do; who does not listen gets no connections.
         kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         with suppress(OSError):  # connections of a server before us are not quite over, which keeps none from listening
             kept.bind(address)
