@@ -6,6 +6,7 @@ Knows no Ray: `Send` is the way to an engine, which the router chooses, and `Fle
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -42,12 +43,12 @@ class Replay:
     """Sends requests by `send`, each again to another engine where that is what helps.
 
     send: calls an engine's `draw` with a header, files, whether progress is of use, and hints, and yields its chunks;
-    raises `ReplicaLostError`. counts: what this has done.
+    raises `ReplicaLostError`. clock: gives seconds. `counts`: what this has done, for metrics.
     """
 
-    def __init__(self, send: Send, fleet: Fleet, counts: Counts | None = None) -> None:
-        self._send, self._fleet = send, fleet
-        self.counts = Counts() if counts is None else counts
+    def __init__(self, send: Send, fleet: Fleet, clock: Callable[[], float] = time.monotonic) -> None:
+        self._send, self._fleet, self._clock = send, fleet, clock
+        self.counts = Counts()
         self._held_bytes = 0
         self._driving: set[asyncio.Task[None]] = set()
 
@@ -63,7 +64,7 @@ class Replay:
         names = tuple(name for name in PICTURES if name in files)
         request = with_seed(msgspec.structs.replace(request, pictures=names))
         encode_request(request)  # before anybody is asked: raises for what cannot be sent
-        course = _Course(self._send, self._fleet, self.counts, request, progress)
+        course = _Course(self._send, self._fleet, self.counts, request, progress, self._clock)
         course.files = self._hold([files[name] for name in names])
         del files
         unsubscribe = self._fleet.on_leaving(course.left)
@@ -78,6 +79,7 @@ class Replay:
             raise
         finally:
             unsubscribe()
+            course.files.forget()
             if not course.telling.has_ended:  # or else its engine takes leave by itself
                 await end(driving)
 
@@ -110,12 +112,20 @@ class _Course:
 
     files: _Held
 
-    def __init__(self, send: Send, fleet: Fleet, counts: Counts, request: Generate, progress: bool) -> None:
+    def __init__(
+        self,
+        send: Send,
+        fleet: Fleet,
+        counts: Counts,
+        request: Generate,
+        progress: bool,
+        clock: Callable[[], float],
+    ) -> None:
         self._send, self._fleet, self._counts = send, fleet, counts
         self._request, self._progress = request, progress
-        self._time = OwnTime(request)
-        self._history = History(request.request_id, self._time.came)
-        self.telling = Telling(request, self._history, progress)
+        self._time = OwnTime(request, clock)
+        self._history = History(request.request_id)
+        self.telling = Telling(request, self._history, progress, clock)
         self._loop = asyncio.get_running_loop()
         self._woken: asyncio.Future[None] = self._loop.create_future()
 
@@ -159,17 +169,17 @@ class _Course:
 
     def _after(self, attempt: Attempt, problem: LostError | MovedError | Krea2Error) -> float:
         """Decide what comes after an attempt, count it and log it. Returns the seconds to wait, or raises the end."""
-        deaths, now = self._history.deaths, self._time.clock()
+        deaths = self._history.deaths
         match problem:
             case MovedError():
                 reason, detail = "moved", None
-                pause_s = self._history.moved(attempt, now)
+                pause_s = self._history.moved(attempt)
             case LostError():
                 reason, detail = problem.reason, problem.detail
-                pause_s = self._history.lost(attempt, problem, now)
+                pause_s = self._history.lost(attempt, problem)
             case _:
                 reason, detail = problem.code, problem.message
-                pause_s = self._history.failed(attempt, problem, now)
+                pause_s = self._history.failed(attempt, problem)
         if self._history.deaths > deaths:
             self.telling.attempt_dies()
         if isinstance(problem, MovedError):
@@ -210,8 +220,10 @@ class _Course:
         self._time.check(_GRACE_S if is_sent else 0.0)
         leaves = name is not None and not self._fleet.takes(name)
         if not is_sent:
-            self._check_patience(now)
-        elif leaves and not attempt.begun and self._fleet.backlog_s is not None:  # there are others
+            self._wait_on(now)
+            return TICK_S
+        self._history.sent(now)
+        if leaves and not attempt.begun and self._fleet.backlog_s is not None:  # there are others
             attempt.leaves_since = now if attempt.leaves_since is None else attempt.leaves_since
             if attempt.accepted or now - attempt.leaves_since >= _GRACE_S:
                 raise MovedError
@@ -261,17 +273,17 @@ class _Course:
 
     # ---- while no engine has it
 
-    def _check_patience(self, now: float) -> None:
+    def _wait_on(self, now: float) -> None:
         missing = self._fleet.backlog_s is None
         problem = "all engines are starting or being stopped" if missing else "no engine has room for the request"
-        self._history.check_patience(now, problem)
+        self._history.homeless(now, problem)
 
     async def _pause(self, seconds: float) -> None:
         until = self._time.clock() + seconds
         while True:
             now = self._time.clock()
             self._time.check()
-            self._check_patience(now)
+            self._wait_on(now)
             if now >= until:
                 return
             await asyncio.sleep(min(TICK_S, until - now))

@@ -17,10 +17,11 @@ from launcher.messages.client_messages import LONGEST_REQUEST_ID, Accepted, Imag
 MOST_DEATHS = 3  # of ranks and engines, with the request in flight
 MOST_REFUSALS = 3  # of a request that nobody has accepted yet
 MOST_FULL = 2  # engines that say so, before its client is told
-MOST_SENDS = 20  # but for those from engines that were stopped
+MOST_LOSSES = 20  # of a request that was not in flight, before something else must be wrong
 PATIENCE_S = 30.0  # for an engine that takes a request
 LONG_PATIENCE_S = 300.0  # for one that takes a request which another had accepted: engines start that long
 RETRY_AFTER_S = 5.0  # where nobody knows better
+_MOST_AVOIDED = 16  # engines, the last that failed it
 _ELSEWHERE = frozenset(("server_unavailable", "rank_failed", "launch_failed", "cancelled"))  # of an engine
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
 
@@ -66,19 +67,20 @@ class Attempt:
 
 
 class History:
-    """Keeps the attempts of the request `request_id`. Times are seconds of any clock; `now` is when it came.
+    """Keeps the attempts of the request `request_id`. Times are seconds of any clock.
 
     deaths: at which it was in flight. avoid: engines that have failed it, for any reason. was_accepted: by any engine.
     """
 
-    def __init__(self, request_id: str, now: float, chance: Callable[[], float] = random.random) -> None:
+    def __init__(self, request_id: str, chance: Callable[[], float] = random.random) -> None:
         self._request_id, self._chance = request_id, chance
         self.deaths = self.moves = self.setbacks = 0
         self.avoid: dict[str, None] = {}
         self.was_accepted = False
         self._full: list[QueueFullError] = []
-        self._refusals = 0
-        self._homeless_since: float | None = now  # None while an engine has accepted it
+        self._refusals = self._losses = 0
+        self._homeless_s = 0.0  # that it was with no engine since one accepted it, and since when it is, where it is
+        self._homeless_since: float | None = None
         self._why: Krea2Error | None = None  # the attempt before failed
         self._verdict: Krea2Error | None = None  # of ours, that ends the request
 
@@ -88,42 +90,49 @@ class History:
 
     def accepted(self) -> None:
         """Note that an engine has accepted the request."""
-        self.was_accepted, self._homeless_since = True, None
+        self.was_accepted, self._homeless_s, self._homeless_since = True, 0.0, None
 
-    def check_patience(self, now: float, problem: str) -> None:
-        """Raise `ServerError`, or why the attempt before failed, once no engine has taken the request for too long."""
+    def sent(self, now: float) -> None:
+        """Note that an engine has the request, and may say something."""
+        if self._homeless_since is not None:
+            self._homeless_s, self._homeless_since = self._homeless_s + now - self._homeless_since, None
+
+    def homeless(self, now: float, problem: str) -> None:
+        """Note that no engine has it. Raises `ServerError`, or why the attempt before failed, when that is too long."""
         patience_s = LONG_PATIENCE_S if self.was_accepted else PATIENCE_S
-        if self._homeless_since is not None and now - self._homeless_since >= patience_s:
+        if self._homeless_since is None:
+            self._homeless_since = now
+        if self._homeless_s + now - self._homeless_since >= patience_s:
             told = f"{problem}, and the request has waited for {patience_s:g} s: try again in a moment"
             self._verdict = self._why or ServerError(told, retry_after_s=RETRY_AFTER_S)
             raise self._verdict
 
     # ---- how an attempt ended: each returns the seconds to wait before the next, or raises what ends the request
 
-    def moved(self, attempt: Attempt, now: float) -> float:
+    def moved(self, attempt: Attempt) -> float:
         """Go on after an attempt that was given up where an engine is being stopped: that is nobody's fault."""
-        self._leave(attempt, now)
+        self._avoid(attempt)
         self.deaths += attempt.rank_attempt - 1
         self.moves += 1
         return 0.0
 
-    def failed(self, attempt: Attempt, error: Krea2Error, now: float) -> float:
+    def failed(self, attempt: Attempt, error: Krea2Error) -> float:
         """Go on after an engine's own error, if that says more of the engine than of the request."""
         if isinstance(error, QueueFullError) and error.parameter != "timeout_s" and error is not self._verdict:
-            return self._refused_full(attempt, error, now)
+            return self._refused_full(attempt, error)
         if error.code not in _ELSEWHERE or error is self._verdict:
             raise error
         if error.code == "cancelled":  # whoever hangs up stops following: so it is no client's doing
             error = ServerError(f"the request was lost within the server: {error.message}")
-        return self._gone(attempt, error, now)
+        return self._gone(attempt, error)
 
-    def lost(self, attempt: Attempt, loss: LostError, now: float) -> float:
+    def lost(self, attempt: Attempt, loss: LostError) -> float:
         """Go on after an attempt whose engine died, or said what cannot be."""
         told = f"the engine that the request was sent to was lost ({loss.detail}): try again in a moment"
-        return self._gone(attempt, ServerError(told, retry_after_s=RETRY_AFTER_S), now)
+        return self._gone(attempt, ServerError(told, retry_after_s=RETRY_AFTER_S))
 
-    def _gone(self, attempt: Attempt, error: Krea2Error, now: float) -> float:
-        self._leave(attempt, now)
+    def _gone(self, attempt: Attempt, error: Krea2Error) -> float:
+        self._avoid(attempt)
         self.deaths += attempt.rank_attempt - 1 + int(attempt.begun)
         self._why = error
         self.setbacks += 1
@@ -131,13 +140,14 @@ class History:
             reason = f"engines or their ranks died {MOST_DEATHS} times, while this request was in flight"
             raise RequestKilledRanksError(f"{reason}: {error.message}")
         self._refusals += not attempt.accepted
+        self._losses += 1
         self._check_refusals(error)
-        if self.setbacks >= MOST_SENDS:
+        if self._losses >= MOST_LOSSES:
             raise error
         return self._pause_s()
 
-    def _refused_full(self, attempt: Attempt, error: QueueFullError, now: float) -> float:
-        self._leave(attempt, now)
+    def _refused_full(self, attempt: Attempt, error: QueueFullError) -> float:
+        self._avoid(attempt)
         self._full.append(error)
         self.setbacks += 1
         if self.was_accepted:
@@ -156,12 +166,12 @@ class History:
         """That of the engines which are full that has room first, as far as they know."""
         return min(self._full, key=lambda full: float("inf") if full.retry_after_s is None else full.retry_after_s)
 
-    def _leave(self, attempt: Attempt, now: float) -> None:
+    def _avoid(self, attempt: Attempt) -> None:
         if attempt.name is not None:
             self.avoid.pop(attempt.name, None)
             self.avoid[attempt.name] = None
-        if self._homeless_since is None:
-            self._homeless_since = now
+            for name in [*self.avoid][:-_MOST_AVOIDED]:
+                del self.avoid[name]
 
     def _pause_s(self) -> float:
         """None before the second attempt; then ever longer, and not the same for all whom one engine left."""

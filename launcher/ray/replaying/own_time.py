@@ -5,6 +5,8 @@ By a clock that stands still while this process does: an engine that goes on has
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from engine.errors import RequestTimeoutError
 from launcher.awake import AwakeClock
 from launcher.messages.client_messages import Generate
@@ -17,8 +19,8 @@ _LEAST_S = 0.001  # for an attempt
 class OwnTime:
     """Says what is left of the `timeout_s` of a request that comes now. `clock` is to be read every `TICK_S`."""
 
-    def __init__(self, request: Generate, clock: AwakeClock | None = None) -> None:
-        self.clock = AwakeClock() if clock is None else clock
+    def __init__(self, request: Generate, clock: Callable[[], float]) -> None:
+        self.clock = AwakeClock(clock)
         self.came = self.clock()
         self._timeout_s, self._has_key = request.timeout_s, request.idempotency_key is not None
 

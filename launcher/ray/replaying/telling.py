@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import msgspec
@@ -13,6 +12,8 @@ from launcher.ray.replaying.history import Attempt, History, LostError
 from launcher.ray.replaying.retelling import retold, with_time_before
 from launcher.ray.replaying.unread import Told, Unread
 
+_MOST_ATTEMPTS = 100  # of one engine, whatever its release
+
 
 class Telling:
     """What the client of a request is told; what it has not read yet is in `unread`. progress: whether that is of use.
@@ -20,9 +21,7 @@ class Telling:
     has_ended: whether it has been told the end.
     """
 
-    def __init__(
-        self, request: Generate, history: History, progress: bool, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, request: Generate, history: History, progress: bool, clock: Callable[[], float]) -> None:
         self._request, self._history, self._progress, self._clock = request, history, progress, clock
         self.unread = Unread()
         self.has_ended = False
@@ -58,6 +57,7 @@ class Telling:
         `LostError` for what it cannot have meant."""
         if getattr(reply, "request_id", None) not in (None, attempt.ticket):
             raise LostError("bad_reply", "it answered another request")
+        self._check_sense(reply)
         match reply:
             case Failed():
                 raise error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
@@ -77,10 +77,17 @@ class Telling:
                     self._put(reply, file)
         return False
 
+    def _check_sense(self, reply: Reply) -> None:
+        if isinstance(reply, (Accepted, Progress, Preview, Image)) and not 1 <= reply.attempt <= _MOST_ATTEMPTS:
+            raise LostError("bad_reply", f"it said that this is its attempt {reply.attempt}")
+        if isinstance(reply, (Preview, Image)) and not 0 <= reply.index < self._request.num_images:
+            raise LostError("bad_reply", f"it sent image {reply.index}, from 0, of {self._request.num_images}")
+
     def _hear_image(self, attempt: Attempt, image: Image, file: bytes) -> bool:
         count = self._request.num_images
-        if not 0 <= image.index < count == image.num_images or not file:
-            raise LostError("bad_reply", f"it sent image {image.index} of {image.num_images}, of {count} asked for")
+        if image.num_images != count or not file:
+            told = f"{len(file)} bytes for one of {image.num_images} images, where {count} were asked for"
+            raise LostError("bad_reply", f"it sent {told}")
         self._history.accepted()
         attempt.hear(image)
         attempt.images.add(image.index)

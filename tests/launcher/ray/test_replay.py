@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
 from engine.errors import Krea2Error, QueueFullError, RequestKilledRanksError, ServerError
 from launcher.messages.client_messages import Accepted, Generate, Image, Progress, Reply
-from tests.launcher.processes import PATIENCE_S
-from tests.launcher.ray.fake_engines import (
+from tests.launcher.ray.replaying.fake_engines import (
     FakeCluster,
     dies_after,
     file_of,
     refuses,
     well,
 )
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    """Run a test, with a deadline."""
-    asyncio.run(asyncio.wait_for(test, PATIENCE_S))
+from tests.launcher.ray.replaying.instant_time import run_instantly
 
 
 async def told(cluster: FakeCluster, **fields: Any) -> list[tuple[Reply, bytes]]:
@@ -39,7 +32,7 @@ def test_a_request_that_goes_well_is_told_as_its_engine_tells_it() -> None:
         assert [file for _, file in replies if file] == [file_of(7), file_of(8)]
         assert cluster.fleet.where("request") is None
 
-    run(test())
+    run_instantly(test())
 
 
 @pytest.mark.parametrize("after", range(7))
@@ -58,7 +51,7 @@ def test_a_request_goes_elsewhere_when_its_engine_dies_and_no_image_comes_twice(
         assert max(attempts) == (2 if after > 1 else 1)
         assert {getattr(reply, "request_id", None) for reply, _ in replies} == {"request"}
 
-    run(test())
+    run_instantly(test())
 
 
 def test_a_request_in_flight_at_three_deaths_is_not_sent_again() -> None:
@@ -69,7 +62,7 @@ def test_a_request_in_flight_at_three_deaths_is_not_sent_again() -> None:
             await told(cluster)
         assert len(cluster.drawn) == 3
 
-    run(test())
+    run_instantly(test())
 
 
 @pytest.mark.parametrize("code", ["server_unavailable", "launch_failed", "rank_failed"])
@@ -81,7 +74,7 @@ def test_three_engines_are_asked_where_each_says_that_it_cannot(code: str) -> No
         assert raised.value.code == code
         assert len({drawn.engine for drawn in cluster.drawn}) == 3
 
-    run(test())
+    run_instantly(test())
 
 
 def test_two_engines_are_asked_where_they_are_full_and_the_sooner_says_when_to_come_back() -> None:
@@ -94,7 +87,7 @@ def test_two_engines_are_asked_where_they_are_full_and_the_sooner_says_when_to_c
         assert raised.value.retry_after_s == 4.0
         assert len(cluster.drawn) == 2
 
-    run(test())
+    run_instantly(test())
 
 
 @pytest.mark.parametrize(
@@ -110,7 +103,7 @@ def test_an_error_of_the_request_itself_is_told_at_once(code: str) -> None:
         assert (raised.value.code, raised.value.parameter) == (code, "prompt")
         assert len(cluster.drawn) == 1
 
-    run(test())
+    run_instantly(test())
 
 
 def test_an_engine_that_cannot_be_reached_is_not_the_requests_fault() -> None:
@@ -119,4 +112,4 @@ def test_an_engine_that_cannot_be_reached_is_not_the_requests_fault() -> None:
         with pytest.raises(ServerError, match="was lost"):
             await told(cluster)
 
-    run(test())
+    run_instantly(test())

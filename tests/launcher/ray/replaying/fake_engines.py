@@ -13,8 +13,9 @@ from launcher.messages.encoding import decode_request
 from launcher.ray.fleet import Fleet
 from launcher.ray.replay import Replay, ReplicaLostError
 from launcher.ray.wire import decode_hints, encode_replies
+from tests.launcher.ray.replaying.instant_time import instant_now
 
-Replies = Sequence[tuple[Reply, bytes]]
+Replies = Sequence[tuple[Reply, bytes]] | bytes  # of a chunk, or what stands for one
 STEPS = 4  # of each image
 
 
@@ -83,13 +84,13 @@ class FakeCluster:
     """Engines by name, each with what it does for a request. drawn: all requests that came to any."""
 
     def __init__(self, **engines: Act) -> None:
-        self.fleet = Fleet(chance=lambda: 0.0)
+        self.fleet = Fleet(instant_now, chance=lambda: 0.0)
         self.engines = dict(engines)
         self.leaving: set[str] = set()
         self.drawn: list[Drawn] = []
         self.unrouted = 0
         self._changed = asyncio.Event()
-        self.replay = Replay(self._send, self.fleet)
+        self.replay = Replay(self._send, self.fleet, instant_now)
         self.tell()
 
     def tell(self) -> None:
