@@ -7,27 +7,15 @@ to the decoder (see `Decoding`). All three are bounded, and a `Policy` orders th
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import count
 
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.decoding import Decoding, decode_s
 from engine.scheduling.forecast import forecast
+from engine.scheduling.outlook import Estimate, Outlook
 from engine.scheduling.packing import pack, picture_s, pictures_to_come
 from engine.scheduling.policy import Policy, QueuedJob
 from engine.step import Adapter, Job, Picture, Step
-
-# By request: its position; and when its last image is decoded, a dictionary that is empty while no speeds are known.
-_Outlook = tuple[dict[int, int], dict[int, float]]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Where a request stands. position: the number of others' jobs that begin before it does, 0 once all of its jobs
-    have begun. seconds: until its last image is decoded if nothing else comes; None while no speeds are known."""
-
-    position: int
-    seconds: float | None
 
 
 class Scheduler:
@@ -76,7 +64,7 @@ class Scheduler:
         self._unloads: list[int] = []
         self._arrivals, self._numbers = count(), count()  # of jobs, and of steps
         self._step_s = self._busy_until = 0.0  # of the last step made, and when the ranks will have done it
-        self._outlook: _Outlook | None = None  # until the queue changes
+        self._outlook: Outlook | None = None  # until the queue changes
 
     def add(self, job: Job, *, segments: tuple[int, ...], request: int, priority: int = 0, now: float) -> None:
         """Queue a job of a request. segments: packed tokens of each of its segments, two when it is guided. Raises
@@ -191,16 +179,19 @@ class Scheduler:
 
     def estimate(self, request: int, now: float) -> Estimate | None:
         """Say where a request stands; None if it has no job here. Cheap for all requests of an unchanged queue."""
-        position, done_at = self._look_ahead(now)
-        if request not in position:
-            return None
-        return Estimate(position[request], max(0.0, done_at[request] - now) if done_at else None)
+        return self._look_ahead(now).estimate(request, now)
 
     def backlog_s(self, now: float) -> float | None:
-        """Say in how many seconds everything that is here is decoded; None while no speeds are known."""
+        """Say in how many seconds everything that is here is decoded, 0 if nothing is; None while no speeds are known.
+
+        It counts down, but not below what a step that takes longer than expected holds up, nor while there are no
+        ranks. As cheap as an estimate.
+        """
+        if not (self._queue or len(self._decoding)):
+            return 0.0
         if not self.costs.known:
             return None
-        return max(0.0, max(self._look_ahead(now)[1].values(), default=now) - now)
+        return self._look_ahead(now).backlog_s(now)
 
     def images_to_decode(self) -> tuple[int, int]:
         """Count those whose steps have all been made: that wait for the decoder, and that it has."""
@@ -270,17 +261,14 @@ class Scheduler:
 
     # ---- estimates
 
-    def _look_ahead(self, now: float) -> _Outlook:
-        if self._outlook is not None and bool(self._outlook[1]) == self.costs.known:
+    def _look_ahead(self, now: float) -> Outlook:
+        if self._outlook is not None and self._outlook.known == self.costs.known:
             return self._outlook
-        ordered = [*self._decoding.jobs(), *self._ordered(now)]
-        position, done_at = self._outlook = {queued.request: 0 for queued in ordered if not queued.cancelled}, {}
-        unbegun = [queued.request for queued in ordered if not queued.begun]
-        for place, request in reversed([*enumerate(unbegun)]):  # so that a request is where its first job is
-            position[request] = place
+        decoding, queue = self._decoding.jobs(), self._ordered(now)
+        begins, done_at = max(self._decodes_until(now), self._busy_until), None
         if self.costs.known:
-            of_job = forecast(
-                ordered[len(self._decoding) :],
+            done_at = forecast(
+                queue,
                 self.costs,
                 self._key(now),
                 held=self._held,
@@ -289,10 +277,8 @@ class Scheduler:
                 max_begun=self._max_begun,
                 max_decoding=self._max_decoding,
                 decodes_in_turn=self.decodes_in_turn,
-                begins=max(self._decodes_until(now), self._busy_until),
+                begins=begins,
                 step_s=self._step_s,
             )
-            for queued in ordered:
-                done = of_job[queued.job.job_id]
-                done_at[queued.request] = max(done, done_at.get(queued.request, done))
+        self._outlook = Outlook(decoding, queue, begins=begins, done_at=done_at)
         return self._outlook

@@ -202,8 +202,7 @@ class Frontend:
             not_ready=not_ready,
             stage=ranks.stage,
             uptime_s=time.monotonic() - self._began,
-            waiting=waiting,
-            running=running,
+            waiting=waiting, running=running,
             done=self._replies.num_done,
             failed=self._replies.num_failed,
             dropped_messages=self._clients.dropped_messages,
@@ -213,6 +212,7 @@ class Frontend:
             loras=self._loras.listed(),
             merged_loras=self._loras.merged(),
             quarantined=self._dispatcher.supervisor.gpus.quarantined,
+            backlog_s=self._dispatcher.scheduler.backlog_s(time.monotonic()),
         )  # fmt: skip
 
     def _render_metrics(self) -> bytes:
@@ -221,9 +221,9 @@ class Frontend:
         return self._metrics.render(
             status.rank_memory, requests_waiting=status.waiting, requests_running=status.running,
             decode_waiting=decode_waiting, decode_running=decode_running, ready=status.ready,
-            token_budget=self._dispatcher.scheduler.token_budget, dropped_messages=status.dropped_messages,
-            dropped_log_lines=dropped_lines(), rpc_connections=self._clients.connections, loras=len(status.loras),
-            lora_bytes=self._loras.bytes_held,
+            backlog_seconds=status.backlog_s, token_budget=self._dispatcher.scheduler.token_budget,
+            dropped_messages=status.dropped_messages, dropped_log_lines=dropped_lines(), loras=len(status.loras),
+            rpc_connections=self._clients.connections, lora_bytes=self._loras.bytes_held,
         )  # fmt: skip
 
     def _own_client_ended(self, client: bytes) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Container, Iterator
 
 from engine import errors
 from engine.config.model_config import ModelConfig
-from engine.scheduling.scheduler import Estimate
+from engine.scheduling.outlook import Estimate
 from engine.step import Job, Step
 from launcher.awake import RealTimer
 from launcher.frontend.admission.followers import Follower

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -17,6 +18,7 @@ _MOST_KEYS = 1000
 _GAUGES = (  # name, text and labels of what is asked for when the metrics are
     ("requests_waiting", "Requests that have not begun"),
     ("requests_running", "Requests that have begun"),
+    ("backlog_seconds", "Seconds of work ahead of the ranks; NaN while no speeds are known"),
     ("decode_waiting", "Images that have been denoised and wait for the decoder"),
     ("decode_running", "Images that the decoder has: one is decoded, the next ones wait behind it"),
     ("ready", "Whether the ranks answer"),
@@ -91,13 +93,14 @@ class Metrics:
         for stage in STAGES:
             self._stages.labels(stage).observe(timings[stage])
 
-    def render(self, rank_memory: Sequence[dict[str, int]], **gauges: float) -> bytes:
-        """Write all in Prometheus' text format. rank_memory: bytes by purpose, rank by rank; gauges: all others."""
-        for name, value in gauges.items():
-            self._gauges[name].set(value)
+    def render(self, rank_memory: Sequence[dict[str, int]], *, lora_bytes: int = 0, **gauges: float | None) -> bytes:
+        """Write all in Prometheus' text format. rank_memory: bytes by purpose, rank by rank; gauges: all others, None
+        for one that is not known."""
+        for name, value in {**gauges, "lora_bytes": lora_bytes}.items():
+            self._gauges[name].set(math.nan if value is None else value)
         for rank, purposes in enumerate(rank_memory):
             if "adapters" in purposes:  # which it loads when it is ready
-                purposes = purposes | {"adapters": int(gauges["lora_bytes"])}
+                purposes = purposes | {"adapters": lora_bytes}
             for purpose, size in purposes.items():
                 self._gauges["rank_memory_bytes"].labels(rank, purpose).set(size)
         return generate_latest(self._registry)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 
 from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
-from engine.scheduling.scheduler import Estimate
+from engine.scheduling.outlook import Estimate
 from engine.step import Job
 from launcher.frontend.admission.followers import Follower
 from launcher.frontend.clients import Clients, failure

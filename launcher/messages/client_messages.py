@@ -242,6 +242,7 @@ class StatusReply(_Reply, frozen=True, kw_only=True):
     quarantined: tuple[str, ...] = ()
     not_ready: str | None = None  # why
     stage: Stage | None = None  # while it starts
+    backlog_s: float | None = None  # seconds of work ahead of the ranks; None while no speeds are known
 
 
 class MetricsReply(_Reply, frozen=True, kw_only=True):

@@ -72,7 +72,8 @@ def add_state_routes(app: FastAPI, studio: Studio, link: Link) -> None:
             request.state.error_code = problem.code  # for the log
             more = {} if status.stage is None else {"stage": status.stage}
             return error_response(problem, request.state.request_id, more=more)
-        return JsonResponse({"status": "ready", "waiting": status.waiting, "running": status.running})
+        load = {name: getattr(status, name) for name in ("waiting", "running", "backlog_s")}
+        return JsonResponse({"status": "ready", **load})
 
     @app.get("/v1/status", response_class=Response, responses=state_answers.STATUS)
     async def get_status() -> Response:

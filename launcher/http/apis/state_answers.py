@@ -77,6 +77,7 @@ HEALTH = answer(object_schema({"status": constant("ok")}))
 _LOAD = {
     "waiting": integer("How many requests wait.", 0),
     "running": integer("How many requests are being drawn.", 1),
+    "backlog_s": or_null(number("Seconds of work that all of them still are, where speeds are known.", 4.5)),
 }
 READY = answer(object_schema({"status": constant("ready"), **_LOAD}), *ENGINE_ERRORS)
 _STAGE = object_schema(

@@ -7,7 +7,8 @@ from statistics import mean
 
 import pytest
 
-from engine.scheduling.scheduler import Estimate, Scheduler
+from engine.scheduling.outlook import Estimate
+from engine.scheduling.scheduler import Scheduler
 from engine.step import Picture, Step
 from tests.engine.scheduling.arrivals import BUDGET, SIZES, arrival
 from tests.engine.scheduling.steps import add, next_step, nothing_to_do

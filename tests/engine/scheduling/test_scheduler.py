@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.scheduling.scheduler import Estimate, Scheduler
+from engine.scheduling.outlook import Estimate
+from engine.scheduling.scheduler import Scheduler
 from engine.step import Adapter, Job, Picture, Step
 from tests.engine.scheduling.steps import add, next_step, nothing_to_do
 from tests.virtual_ranks import follow_pictures, make_costs, make_job, prompt_tokens

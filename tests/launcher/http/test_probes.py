@@ -8,8 +8,11 @@ import math
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
+from launcher.client.async_client import AsyncClient
+from launcher.client.results import Result
 from launcher.http.probes import AGAIN_S, Probes
 from launcher.messages.limits import Limits
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
@@ -122,3 +125,52 @@ def test_a_probe_that_is_refused_all_the_time_is_a_line_and_a_count(
     (record,) = (record for record in caplog.records if record.getMessage() == "http")
     fields = vars(record)["fields"]
     assert (fields["path"], fields["status"], fields["error"]) == ("/ready", 503, "server_unavailable")
+
+
+def test_what_routers_compare_is_the_same_wherever_they_ask(run_folder: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder) as fakes,
+            AsyncClient(fakes.address) as rpc,
+            http_server(fakes.address) as client,
+        ):
+            (rank,) = fakes.ranks
+
+            async def load() -> tuple[float, float, float]:
+                """Requests that wait and that run, and the seconds of work, which stand still while the rank holds."""
+                ready, status = (await client.get("/ready")).json(), (await client.get("/v1/status")).json()
+                told, text = msgspec.structs.asdict(await rpc.status()), (await client.get("/metrics")).text
+                names = {"waiting": "requests_waiting", "running": "requests_running", "backlog_s": "backlog_seconds"}
+                gauges = {name: float(text.split(f"\nkrea2_{names[name]} ")[1].split()[0]) for name in names}
+                for answer in (ready, status, told):
+                    assert {name: math.nan if answer[name] is None else answer[name] for name in names} == (
+                        pytest.approx(gauges, nan_ok=True)
+                    )
+                return gauges["waiting"], gauges["running"], gauges["backlog_s"]
+
+            async def held(count: int) -> list[asyncio.Task[Result]]:
+                """Requests that have come to a rank that holds."""
+                rank.hold = True
+                calls = [asyncio.create_task(rpc.generate(PROMPT, steps=4)) for _ in range(count)]
+                async with asyncio.timeout(DEADLINE_S):
+                    while (status := await rpc.status()).waiting + status.running < count:
+                        pass
+                    while (await rpc.status()).backlog_s != (await rpc.status()).backlog_s:
+                        pass  # the step should be done
+                return calls
+
+            assert await load() == (0, 0, 0)
+            calls = await held(1)
+            assert await load() == (0, 1, pytest.approx(math.nan, nan_ok=True))  # no step has been measured
+            rank.resume()
+            await asyncio.gather(*calls)
+            assert await load() == (0, 0, 0)
+            calls = await held(3)
+            waiting, running, backlog_s = await load()
+            assert waiting + running == 3
+            assert 1 < backlog_s < 60
+            rank.resume()
+            await asyncio.gather(*calls)
+            assert await load() == (0, 0, 0)
+
+    run(test())
