@@ -108,6 +108,11 @@ class RateLimitedError(Krea2Error, code="rate_limited"):
     """The key that a request was sent with has what it may have for now; come back later."""
 
 
+class ConflictError(Krea2Error, code="conflict"):
+    """What is asked for is not done by a server such as this one, however it is asked; the message says what to do
+    instead."""
+
+
 class IdempotencyConflictError(Krea2Error, code="idempotency_conflict"):
     """The idempotency key of a request is that of another request, with other parameters."""
 

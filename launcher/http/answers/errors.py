@@ -21,6 +21,7 @@ STATUS_OF_CODE = {
     "model_not_found": 404,
     "method_not_allowed": 405,
     "body_timeout": 408,
+    "conflict": 409,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "idempotency_conflict": 422,
@@ -35,7 +36,14 @@ STATUS_OF_CODE = {
 RETRY_AFTER_S = 1.0  # where the server does not know better
 _NEVER_AGAIN = {"X-Should-Retry": "false"}  # OpenAI's clients repeat it by themselves, though it would end as it did
 _CLOSE = {"Connection": "close"}  # what is left of the body is never read
-_HEADERS = {401: {"WWW-Authenticate": "Bearer"}, 408: _CLOSE, 413: _CLOSE, 500: _NEVER_AGAIN, 504: _NEVER_AGAIN}
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    408: _CLOSE,
+    409: _NEVER_AGAIN,
+    413: _CLOSE,
+    500: _NEVER_AGAIN,
+    504: _NEVER_AGAIN,
+}
 
 
 _SHOWN = 200  # characters

@@ -46,11 +46,11 @@ class Link(Protocol):
         ...
 
     async def load_lora(self, name: str, path: str | None, strength: float) -> Loras:
-        """Load a LoRA: see `AsyncClient.load_lora`."""
+        """Load a LoRA: see `AsyncClient.load_lora`. Raises `ConflictError` if all that there will be are there."""
         ...
 
     async def unload_lora(self, name: str) -> Loras:
-        """Let requests choose a LoRA no more: see `AsyncClient.unload_lora`."""
+        """Let requests choose a LoRA no more: see `AsyncClient.unload_lora`. Raises `ConflictError`, as above."""
         ...
 
     def end(self) -> None:

@@ -22,6 +22,7 @@ STATUS_MEANS = {
     404: "There is nothing of this name or at this path.",
     405: "The path has no such method.",
     408: "The body did not arrive in time.",
+    409: "A server such as this one does not do it; the message says what to do instead.",
     413: "The body has more bytes than the server takes.",
     415: "Content-Type is none that the route takes.",
     422: "Another request had the same Idempotency-Key.",

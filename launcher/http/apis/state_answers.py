@@ -138,10 +138,10 @@ LORAS = answer(
     ),
     *ENGINE_ERRORS,
 )
-LORA = answer(_LORA, 404, *ENGINE_ERRORS)
+LORA = answer(_LORA, 404, 409, *ENGINE_ERRORS)
 _GONE: Schema = {
     "name": text("Its name.", "ink"),
     "object": constant("lora"),
     "deleted": flag("That it is gone.", True),
 }
-UNLOADED = answer(object_schema(_GONE), *ENGINE_ERRORS)
+UNLOADED = answer(object_schema(_GONE), 409, *ENGINE_ERRORS)
