@@ -137,7 +137,8 @@ def _why_not(name: str, value: Any) -> str:
 
 def _in_flags(message: str, flag: str) -> str:
     """Name options as they are typed, first the one that the message is about."""
-    words = message.split(" ")
-    first = words[0].rstrip(":")
+    first, *words = message.split(" ")
+    if f"{flag}-".startswith(f"--{first.rstrip(':').replace('_', '-')}-"):
+        first = flag + first[len(first.rstrip(":")) :]
     known = {name: f"--{name.replace('_', '-')}" for name in known_options() if "_" in name}
-    return " ".join([flag + words[0][len(first) :], *(known.get(word, word) for word in words[1:])])
+    return " ".join([first, *(known.get(word, word) for word in words)])
