@@ -257,6 +257,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.requests",
         "launcher.setup",
         "launcher.ray",
+        "launcher.ray.engine",
         "launcher.ray.one_machine",
     },
     "launcher.__main__": {
