@@ -6,6 +6,7 @@ Bytes go in and bytes come out, so that an ingress and an engine of different re
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -118,14 +119,16 @@ class EngineReplica:
             raise ServerError(f"the ranks were given up: {status.not_ready}")
 
     async def record_routing_stats(self) -> dict[str, float]:
-        """Say how much work there is, for routing."""
+        """Say how much work there is, for routing: NaN seconds while nobody knows."""
         async with asyncio.timeout(_ASK_S):
             status = await self._running().status()
-        return {"backlog_s": getattr(status, "backlog_s", 0.0), "waiting": status.waiting, "running": status.running}
+        backlog_s = math.nan if status.backlog_s is None else status.backlog_s
+        return {"backlog_s": backlog_s, "waiting": status.waiting, "running": status.running}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Say how much work there is, for the number of replicas."""
-        return {"backlog_s": (await self.record_routing_stats())["backlog_s"]}
+        """Say how much work there is, for the number of replicas: none while nobody knows, until the first step."""
+        backlog_s = (await self.record_routing_stats())["backlog_s"]
+        return {"backlog_s": 0.0 if math.isnan(backlog_s) else backlog_s}
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Load and unload LoRAs, so that there are those that the config declares.

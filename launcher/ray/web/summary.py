@@ -22,6 +22,7 @@ def add_status(found: Sequence[StatusReply]) -> StatusReply:
         shown,
         **counts,
         uptime_s=max(status.uptime_s for status in found),
+        backlog_s=min((each.backlog_s for each in found if each.ready and each.backlog_s is not None), default=None),
         quarantined=tuple(each for status in found for each in status.quarantined),
     )
 
