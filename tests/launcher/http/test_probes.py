@@ -174,3 +174,37 @@ def test_what_routers_compare_is_the_same_wherever_they_ask(run_folder: Path) ->
             assert await load() == (0, 0, 0)
 
     run(test())
+
+
+def test_a_server_that_drains_is_not_ready_at_once_ends_what_has_begun_and_refuses_the_rest(run_folder: Path) -> None:
+    async def test() -> None:
+        async with (
+            fake_engine(run_folder, drain_s=DEADLINE_S) as fakes,
+            http_server(fakes.address) as client,
+        ):
+
+            async def draw(steps: int = 2) -> httpx.Response:
+                return await client.post(PATH, json={"prompt": PROMPT, "steps": steps, "response_format": "b64_json"})
+
+            (rank,) = fakes.ranks
+            rank.hold = True
+            running = asyncio.create_task(draw())
+            await rank.has_steps(2)
+            waiting = asyncio.create_task(draw())
+            async with asyncio.timeout(DEADLINE_S):
+                while (await client.get("/ready")).json()["waiting"] != 1:
+                    pass
+            fakes.stop.set()
+            refused = [await client.get("/ready"), await waiting, await draw()]
+            for answer in refused:
+                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "server_unavailable")
+                assert "is being stopped" in answer.json()["error"]["message"]
+                assert int(answer.headers["Retry-After"]) >= 1
+            assert (await client.get("/health")).status_code == 200
+            assert "\nkrea2_ready 0.0\n" in (await client.get("/metrics")).text
+            rank.resume()
+            assert (await running).status_code == 200
+            async with asyncio.timeout(DEADLINE_S):
+                await fakes.served
+
+    run(test())

@@ -7,6 +7,7 @@ import io
 import re
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from subprocess import Popen
 from typing import Any
 
@@ -126,14 +127,19 @@ def test_what_runs_when_it_is_stopped_is_still_answered(marked: Marked) -> None:
     (drain_s,) = (parameter for parameter in commands.commands["serve"].params if parameter.name == "drain_s")
     assert drain_s.default > 0
     process, url = start(marked, "--drain-s", str(PATIENCE_S))
-    body = BODY | {"steps": 50, "stream": True, "progress": True}
-    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client:
+    with httpx.Client(base_url=url, timeout=PATIENCE_S) as client, ThreadPoolExecutor() as threads:
         wait_until(lambda: client.get("/ready").status_code == 200, "readiness")
-        with client.stream("POST", PATH, json=body) as answer:
-            lines = answer.iter_lines()
-            assert "event: image_generation.progress" in lines
-            process.send_signal(signal.SIGTERM)
-            assert "event: image_generation.completed" in lines
+        rank = marked.rank(0)
+        rank.suspend()
+        first = threads.submit(client.post, PATH, json=BODY)
+        wait_until(lambda: client.get("/ready").json()["running"] == 1, "the first step")
+        process.send_signal(signal.SIGTERM)
+        # also on connections that come after it
+        wait_until(lambda: httpx.get(f"{url}/ready", timeout=PATIENCE_S).status_code == 503, "the end of readiness")
+        refused = httpx.post(url + PATH, json=BODY, timeout=PATIENCE_S)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_unavailable")
+        rank.resume()
+        assert image(first.result(PATIENCE_S)).size == (64, 64)
     assert process.wait(PATIENCE_S) == 128 + signal.SIGTERM
     marked.expect_nothing_left()
 

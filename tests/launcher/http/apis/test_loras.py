@@ -16,7 +16,10 @@ import openai
 import pytest
 from PIL import Image
 
+from engine.errors import ConflictError
+from launcher.messages.client_messages import Loras
 from tests.launcher.fake_ranks import Fakes, fake_engine, run
+from tests.launcher.http.apis.fake_link import FakeLink, fake_server
 from tests.launcher.http_servers import PATH, PROMPT, http_server, http_server_without_engine
 from tests.launcher.lora_stand_in import fake_adapters, write_adapter
 
@@ -147,3 +150,25 @@ def test_a_stream_that_begins_while_another_lora_loads_goes_on(run_folder: Path,
             assert len(fakes.ranks[0].steps) > 4
 
     run(test())
+
+
+class DeclaredLink(FakeLink):
+    """A link behind which nobody can load anything, as a cluster's."""
+
+    async def load_lora(self, name: str, path: str | None, strength: float) -> Loras:
+        """Refuse it."""
+        raise ConflictError("LoRAs are declared in the config")
+
+    async def unload_lora(self, name: str) -> Loras:
+        """Refuse it."""
+        raise ConflictError("LoRAs are declared in the config")
+
+
+def test_a_link_that_cannot_change_what_is_loaded_is_a_conflict_which_nobody_is_to_ask_for_again() -> None:
+    with fake_server(link=DeclaredLink()) as (client, _):
+        for answer in (client.post(LORAS, json={"name": "ink"}), client.delete(f"{LORAS}/ink")):
+            assert (answer.status_code, answer.headers["X-Should-Retry"]) == (409, "false")
+            assert "Retry-After" not in answer.headers
+            error = answer.json()["error"]
+            assert (error["code"], error["type"]) == ("conflict", "invalid_request_error")
+            assert error["message"] == "LoRAs are declared in the config"
