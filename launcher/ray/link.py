@@ -76,9 +76,10 @@ class RayLink:
         return add_status([status for _, status, _ in found])
 
     async def metrics(self) -> bytes:
-        """Ask all engines for their metrics, and put them into one text, each with a label `replica`."""
+        """Ask all engines for their metrics, and put them into one text, each with a label `replica`; this ingress'
+        own are behind them."""
         found = await self._ask_all(messages.Metrics(), messages.MetricsReply)
-        return join_metrics({name: text for name, _, text in found})
+        return join_metrics({name: text for name, _, text in found}) + self._replay.counts.render()
 
     async def loras(self) -> messages.Loras:
         """List the LoRAs of an engine: all have the same, but while they are told of others."""

@@ -13,7 +13,6 @@ from launcher.messages.encoding import decode_request
 from launcher.ray.fleet import Fleet
 from launcher.ray.replay import Replay, ReplicaLostError
 from launcher.ray.wire import decode_hints, encode_replies
-from tests.launcher.ray.replaying.instant_time import instant_now
 
 Replies = Sequence[tuple[Reply, bytes]] | bytes  # of a chunk, or what stands for one
 STEPS = 4  # of each image
@@ -29,7 +28,6 @@ class Drawn:
     progress: bool
     avoid: tuple[str, ...]
     key: str | None
-    begun: bool = False
     closed: asyncio.Event = field(default_factory=asyncio.Event)
 
     # ---- what an engine may say
@@ -43,7 +41,6 @@ class Drawn:
 
     def step(self, step: int, attempt: int = 1) -> tuple[Reply, bytes]:
         """Say that so many steps are done."""
-        self.begun = True
         steps = STEPS * self.request.num_images
         name = self.request.request_id
         return Progress(request_id=name, step=step, steps=steps, estimated_s=1.0, attempt=attempt), b""
@@ -56,7 +53,6 @@ class Drawn:
 
     def image(self, index: int, attempt: int = 1, **more: Any) -> tuple[Reply, bytes]:
         """Say that an image is there; its file is made of its seed, as a picture is."""
-        self.begun = True
         assert self.request.seed is not None
         seed = self.request.seed + index
         fields = {
@@ -84,13 +80,14 @@ class FakeCluster:
     """Engines by name, each with what it does for a request. drawn: all requests that came to any."""
 
     def __init__(self, **engines: Act) -> None:
-        self.fleet = Fleet(instant_now, chance=lambda: 0.0)
+        clock = asyncio.get_running_loop().time
+        self.fleet = Fleet(clock, chance=lambda: 0.0)
         self.engines = dict(engines)
         self.leaving: set[str] = set()
         self.drawn: list[Drawn] = []
         self.unrouted = 0
         self._changed = asyncio.Event()
-        self.replay = Replay(self._send, self.fleet, instant_now)
+        self.replay = Replay(self._send, self.fleet, clock)
         self.tell()
 
     def tell(self) -> None:
@@ -181,7 +178,6 @@ async def _dies(count: int, drawn: Drawn) -> AsyncGenerator[Replies, None]:
 
 
 async def _hangs(count: int, drawn: Drawn) -> AsyncGenerator[Replies, None]:
-    drawn.begun = False
     for reply in drawn.whole()[:count]:
         yield [reply]
     await asyncio.Event().wait()
