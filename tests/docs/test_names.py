@@ -15,7 +15,7 @@ from launcher.cli.main import commands
 from launcher.messages.limits import Limits
 from tests.docs.documents import ROOT, headings, pieces
 
-FOLDERS = ("engine", "launcher", "bench", "demo", "tests", "docs")
+FOLDERS = ("engine", "launcher", "bench", "demo", "deploy", "tests", "docs")
 # Flags of other programs that the documents show.
 FOREIGN_FLAGS = {
     "pip": {"--no-build-isolation", "--index-url", "--dry-run", "--ignore-installed", "--report"},
@@ -23,7 +23,13 @@ FOREIGN_FLAGS = {
         *("--nproc-per-node", "--nnodes", "--node-rank", "--master-addr", "--master-port", "--rdzv-backend"),
         "--virtual-local-rank",
     },
-    "docker": {"--shm-size"},
+    "docker": {
+        *("--build", "--build-arg", "--detach", "--env", "--file", "--gpus", "--publish", "--read-only", "--rm"),
+        *("--shm-size", "--tag", "--timeout", "--tmpfs", "--volume"),
+    },
+    "buildah": {"--format", "--isolation"},
+    "helm": {"--install", "--set", "--set-json", "--strict"},
+    "kubectl": {"--from-file", "--from-literal"},
     "git": {"--follow"},
 }
 FLAGS_OF_ALL = {"--help", "--version"}
