@@ -206,7 +206,7 @@ class Frontend:
             done=self._replies.num_done,
             failed=self._replies.num_failed,
             dropped_messages=self._clients.dropped_messages,
-            restarts=ranks.restarts,
+            restarts=ranks.restarts, given_up=ranks.given_up is not None,
             rank_memory=ranks.rank_memory,
             memory_plan=ranks.first.memory_plan if ranks.first else (),
             loras=self._loras.listed(),

@@ -243,6 +243,7 @@ class StatusReply(_Reply, frozen=True, kw_only=True):
     not_ready: str | None = None  # why
     stage: Stage | None = None  # while it starts
     backlog_s: float | None = None  # seconds of work ahead of the ranks; None while no speeds are known
+    given_up: bool = False  # requests fail at once, since ranks are lost again and again or GPUs have failed
 
 
 class MetricsReply(_Reply, frozen=True, kw_only=True):

@@ -115,7 +115,7 @@ class EngineReplica:
         given up. While ranks are replaced it is well."""
         async with asyncio.timeout(_ASK_S):
             status = await self._running().status()
-        if getattr(status, "given_up", False):
+        if status.given_up:
             raise ServerError(f"the ranks were given up: {status.not_ready}")
 
     async def record_routing_stats(self) -> dict[str, float]:

@@ -106,6 +106,7 @@ STATUS = answer(
             "failed": integer("How many requests failed.", 1),
             "dropped_messages": integer("How many messages of clients were not understood.", 0),
             "restarts": integer("How often the ranks were started again.", 0),
+            "given_up": flag("Whether requests fail at once, since ranks are lost again and again.", False),
             "quarantined": many(TEXT, "Requests that are not tried again, since ranks died of them."),
             "rank_memory": many(numbers("Of a rank.", {"weights": 25e9}), "Bytes of each rank, by what they hold."),
             "memory_plan": many(TEXT, "How the memory of a rank is used, in sentences."),

@@ -23,6 +23,7 @@ def add_status(found: Sequence[StatusReply]) -> StatusReply:
         **counts,
         uptime_s=max(status.uptime_s for status in found),
         backlog_s=min((each.backlog_s for each in found if each.ready and each.backlog_s is not None), default=None),
+        given_up=all(status.given_up for status in found),
         quarantined=tuple(each for status in found for each in status.quarantined),
     )
 

@@ -239,6 +239,7 @@ def test_status_and_the_log_say_what_the_engine_is_doing(run_folder: Path, caplo
             status = await client.status()
             assert isinstance(status, StatusReply)
             assert (status.model, status.tp, status.device, status.ready) == ("demo", 2, "fake", True)
+            assert not status.given_up
             assert status.rank_memory == ({"weights": 1}, {"weights": 1})
             (starting,) = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "starting"]
             assert (starting["model"], starting["tp"]) == ("demo", 2)

@@ -135,7 +135,7 @@ def test_without_a_gpu_left_requests_and_ready_say_which_has_failed(machine: Mac
             with pytest.raises(RankError, match=r"GPU 0 .* start the server again"):
                 await client.generate(PROMPT)
             status = await client.status()
-            assert (status.ready, status.restarts, len(status.quarantined)) == (False, 1, 2)
+            assert (status.ready, status.given_up, status.restarts, len(status.quarantined)) == (False, True, 1, 2)
             assert "GPU 0 (Fake H200, GPU-a) has failed with" in str(status.not_ready)
             assert fakes.generation == 1, "no more ranks are started"
             assert machine.logged("ranks given up")[-1]["code"] == "rank_failed"
