@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -43,7 +42,7 @@ def start_serve(options: Sequence[str]) -> Iterator[str]:
 @contextmanager
 def start_cluster(options: Sequence[str]) -> Iterator[str]:
     """`krea2 cluster run` with these options and one replica, as `start_serve`."""
-    with _started("cluster", "run", *options, "--replicas", "1", "--port", str(_free_port())) as url:
+    with _started("cluster", "run", *options, "--replicas", "1", "--port", "0") as url:
         yield url
 
 
@@ -96,8 +95,3 @@ def _wait_until_ready(url: str) -> None:
                 return
         time.sleep(0.1)
     raise ServerFailed(f"{url} could make no images within {START_S:g} s")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

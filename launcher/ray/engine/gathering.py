@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from launcher.messages.client_messages import Progress, Reply
+from launcher.messages.client_messages import Accepted, Progress, Reply
 
-WAIT_S = 0.05  # of progress for more of it; everything else is passed on at once
+WAIT_S = 0.05  # of progress for more of it; where it is of no use otherwise, also of what comes before it
 
 Replies = list[tuple[Reply, bytes]]
 
@@ -27,7 +27,7 @@ class Gathering:
         """Yield replies as they come, some at once. Raises what the request ends with, once all before was yielded."""
         reading = asyncio.create_task(self._read())
         loop = asyncio.get_running_loop()
-        passed_on = -WAIT_S
+        passed_on = -WAIT_S if self._progress else loop.time()  # a short request is one chunk, if nobody follows it
         try:
             while not reading.done() or self._gathered:
                 if not self._gathered:
@@ -44,9 +44,10 @@ class Gathering:
             await asyncio.wait((reading,))
 
     async def _wait_until(self, due: float) -> None:
-        """Wait, but no longer than for something that is not progress."""
+        """Wait, but no longer than for something that is to be passed on at once."""
         loop = asyncio.get_running_loop()
-        while not self._ended and all(isinstance(reply, Progress) for reply, _ in self._gathered):
+        patient = Progress if self._progress else (Accepted, Progress)
+        while not self._ended and all(isinstance(reply, patient) for reply, _ in self._gathered):
             if (left := due - loop.time()) <= 0:
                 return
             self._changed.clear()
