@@ -72,7 +72,7 @@ def run(*, port: int, api_keys: tuple[str, ...], log_format: str, **options: Any
     """
     need_ray("krea2 cluster run")
     from launcher.logs import configure_logs, end_logs, flush_stderr, log_event, status_stream
-    from launcher.ray.one_machine.command import reserve, serve_until_stopped
+    from launcher.ray.one_machine.command import Cluster, reserve
     from launcher.ray.one_machine.messages import ClusterConfig
     from launcher.ray.settled import settle
 
@@ -130,14 +130,14 @@ def run(*, port: int, api_keys: tuple[str, ...], log_format: str, **options: Any
                 click.echo(text, err=True)
 
         try:
-            number = serve_until_stopped(
+            number = Cluster(
                 config,
                 api_keys=api_keys,
                 log_format=log_format,
                 on_stage=loading.show,
                 on_serving=tell,
                 on_draining=tell_of_draining,
-            )
+            ).run()
         finally:
             loading.close()
             end_logs()

@@ -8,10 +8,11 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import NamedTuple
 
-from engine.errors import Krea2Error, LaunchError, ServerError, error_from_code
+import msgspec
+
+from engine.errors import LaunchError, ServerError, error_from_code
 from launcher.awake import AwakeClock
 from launcher.http.server_process import listen
 from launcher.logs import log_event, log_output
@@ -20,9 +21,13 @@ from launcher.messages.message_parts import Stage
 from launcher.processes import SIGNALS, TERMINATE_S, Child
 from launcher.ray.one_machine.descendants import adopt_orphans, end_descendants
 from launcher.ray.one_machine.keeper import END_S
-from launcher.ray.one_machine.messages import ClusterConfig, OpenPort, Output, Serving, decode_report
+from launcher.ray.one_machine.messages import ClusterConfig, NotStarted, OpenPort, Output, Serving, decode_report
+from launcher.run_folder import RunFolder
 
 _POLL_S = 0.2
+_TRIES = 3
+# A path of one of Ray's sockets may have 107 characters, of which it takes 64 for itself, and the folder's name 18.
+_LONGEST_PARENT = 24
 
 
 class Reserved(NamedTuple):
@@ -46,106 +51,122 @@ def reserve(host: str, port: int) -> Iterator[Reserved]:
         yield Reserved(address[1], f"http://{f'[{host}]' if ':' in host else host}:{address[1]}")
 
 
-_Report = Starting | Serving | Ended | None  # None: the keeper's process has ended
+class _Again(Exception):
+    """Ray was slow to start, and may yet."""
 
 
-def serve_until_stopped(
-    config: ClusterConfig,
-    *,
-    api_keys: Sequence[str],
-    log_format: str,
-    on_stage: Callable[[Stage], None],
-    on_serving: Callable[[Sequence[OpenPort]], None],
-    on_draining: Callable[[], None],
-) -> signal.Signals | None:
-    """Run a cluster on this machine until SIGINT, SIGTERM or SIGHUP; a second one does not wait for what runs.
+_Report = Starting | Serving | NotStarted | Ended | None  # None: the keeper's process has ended
+
+
+class Cluster:
+    """A cluster on this machine, with what is told of it as it goes.
 
     api_keys: of HTTP clients, which go to the ingress in its environment. log_format: of this process' log, which has
-    what replicas log, too. Returns the signal that ended it. No process and no file is left when this returns or
-    raises; raises what a replica, or Ray, failed with.
+    what replicas log, too. on_stage: called with how far it is, on_serving once it serves, with what Ray has open on
+    every interface, on_draining when it is to stop, and something may run.
     """
-    reports: SimpleQueue[_Report] = SimpleQueue()
-    signals: SimpleQueue[signal.Signals] = SimpleQueue()
 
-    def take(data: bytes) -> None:
-        report = decode_report(data)
-        if isinstance(report, Output):
-            _log(report, log_format)
-        else:
-            reports.put(report)
+    def __init__(
+        self,
+        config: ClusterConfig,
+        *,
+        api_keys: Sequence[str] = (),
+        log_format: str = "json",
+        on_stage: Callable[[Stage], None],
+        on_serving: Callable[[Sequence[OpenPort]], None],
+        on_draining: Callable[[], None],
+    ) -> None:
+        self._config, self._log_format = config, log_format
+        self._environment = {"KREA2_API_KEY": " ".join(api_keys)} if api_keys else {}
+        self._on_stage, self._on_serving, self._on_draining = on_stage, on_serving, on_draining
+        self._signals: SimpleQueue[signal.Signals] = SimpleQueue()
 
-    def note(number: int, _: FrameType | None) -> None:
-        signals.put(signal.Signals(number))
+    def run(self) -> signal.Signals | None:
+        """Serve until SIGINT, SIGTERM or SIGHUP; a second one does not wait for what runs. Returns the first.
 
-    for number in SIGNALS:
-        signal.signal(number, note)
-    adopt_orphans()  # those of a keeper that was killed
-    keeper = None
-    try:
-        environment = {"KREA2_API_KEY": " ".join(api_keys)} if api_keys else {}
+        No process and no file is left when this returns or raises; raises what a replica, or Ray, failed with.
+        """
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _: self._signals.put(signal.Signals(number)))
+        adopt_orphans()  # those of a keeper that was killed
+        tries = 0
         try:
-            keeper = Child("_cluster", config, environment=environment, on_report=take)
+            while True:
+                tries += 1
+                try:
+                    return self._run_once()
+                except _Again as slow:
+                    if tries == _TRIES:
+                        raise LaunchError(str(slow)) from None
+                    log_event("Ray is started again", level="warning", because=str(slow))
+        finally:
+            for number in SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+
+    def _run_once(self) -> signal.Signals | None:
+        folder = RunFolder.make(longest_parent=_LONGEST_PARENT)
+        keeper = None
+        reports: SimpleQueue[_Report] = SimpleQueue()
+
+        def take(data: bytes) -> None:
+            report = decode_report(data)
+            if isinstance(report, Output):
+                self._log(report)
+            else:
+                reports.put(report)
+
+        try:
+            config = msgspec.structs.replace(self._config, folder=folder.path)
+            keeper = Child("_cluster", config, environment=self._environment, on_report=take)
+            keeper.on_exit(lambda: reports.put(None))
+            return self._follow(keeper, reports)
         except OSError as error:
             raise LaunchError(f"Ray's process cannot be started: {error.strerror or error}") from None
-        keeper.on_exit(lambda: reports.put(None))
-        return _follow(config, keeper, reports, signals, on_stage, on_serving, on_draining)
-    finally:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        if keeper is not None:
-            _end(keeper)
+        finally:
+            if keeper is not None:
+                _end(keeper)
+            folder.remove()
 
+    def _follow(self, keeper: Child, reports: SimpleQueue[_Report]) -> signal.Signals | None:
+        """Follow it from its start to its end."""
+        received: signal.Signals | None = None
+        serves = False
+        while True:
+            with suppress(Empty):
+                number = self._signals.get_nowait()
+                if received is not None or not (serves and self._config.drain_s):
+                    return received or number
+                received = number
+                self._on_draining()
+                keeper.ask_to_stop()
+            try:
+                report = reports.get(timeout=_POLL_S)
+            except Empty:
+                continue
+            match report:
+                case Starting():
+                    self._on_stage(report.stage)
+                case Serving():
+                    serves = True
+                    self._on_serving(report.open_ports)
+                case NotStarted():
+                    raise _Again(report.message) if report.again else LaunchError(report.message)
+                case Ended():
+                    raise error_from_code(report.code, report.message, report.parameter)
+                case None if received is not None:
+                    return received
+                case None:
+                    raise ServerError(f"the process that keeps Ray {keeper.describe_exit()}")
 
-def _follow(
-    config: ClusterConfig,
-    keeper: Child,
-    reports: SimpleQueue[_Report],
-    signals: SimpleQueue[signal.Signals],
-    on_stage: Callable[[Stage], None],
-    on_serving: Callable[[Sequence[OpenPort]], None],
-    on_draining: Callable[[], None],
-) -> signal.Signals | None:
-    """Follow it from its start to its end."""
-    received: signal.Signals | None = None
-    serves = False
-    while True:
-        with suppress(Empty):
-            number = signals.get_nowait()
-            if received is not None or not (serves and config.drain_s):
-                return number
-            received = number
-            on_draining()
-            keeper.ask_to_stop()
-        try:
-            report = reports.get(timeout=_POLL_S)
-        except Empty:
-            continue
-        if isinstance(report, Starting):
-            on_stage(report.stage)
-        elif isinstance(report, Serving):
-            serves = True
-            on_serving(report.open_ports)
-        elif isinstance(report, Ended):
-            raise _error(report)
-        elif received is not None:
-            return received
-        else:
-            raise ServerError(f"the process that keeps Ray {keeper.describe_exit()}")
-
-
-def _log(output: Output, log_format: str) -> None:
-    """Log a line of a replica, whose own log is JSON."""
-    if log_format == "text":
-        with suppress(ValueError, TypeError, KeyError):
-            entry = json.loads(output.line)
-            del entry["time"]
-            log_event(entry.pop("event"), level=entry.pop("level"), **entry)
-            return
-    log_output(output.process, output.line, has_log=True)
-
-
-def _error(report: Ended) -> Krea2Error:
-    return error_from_code(report.code, report.message, report.parameter)
+    def _log(self, output: Output) -> None:
+        """Log a line of a replica, whose own log is JSON."""
+        if self._log_format == "text":
+            with suppress(ValueError, TypeError, KeyError, AttributeError):
+                entry = json.loads(output.line)
+                del entry["time"]
+                log_event(entry.pop("event"), level=entry.pop("level"), **entry)
+                return
+        log_output(output.process, output.line, has_log=True)
 
 
 def _end(keeper: Child) -> None:

@@ -23,12 +23,12 @@ from launcher.processes import Reporter, exit_after, read_config, watch_parent
 from launcher.ray.one_machine.descendants import adopt_orphans, descendants, end_descendants
 from launcher.ray.one_machine.environment import set_up
 from launcher.ray.one_machine.listening import open_ports
-from launcher.ray.one_machine.messages import ClusterConfig, Output, Serving
+from launcher.ray.one_machine.messages import ClusterConfig, NotStarted, Output, Serving
 from launcher.run_folder import RunFolder
 
 END_S = 10.0  # for killed processes to be gone
-# A path of one of Ray's sockets may have 107 characters, of which it takes 64 for itself, and the folder's name 18.
-_LONGEST_PARENT = 24
+_REMOVE_S = 30.0  # and for their files
+_SLOW = "timed out during startup"  # what Ray says after 30 s, in which a loaded machine may not get so far
 _WATCH_S = 1.0
 
 
@@ -47,7 +47,7 @@ class _Keeper:
         self._stop = threading.Event()  # in order
         self._serves = False
         adopt_orphans()
-        self._folder = RunFolder.make(longest_parent=_LONGEST_PARENT)
+        self._folder = RunFolder(config.folder)
         signal.signal(signal.SIGTERM, self._end_at_once)
         watch_parent(self._parent_ended)
 
@@ -58,7 +58,7 @@ class _Keeper:
         except Krea2Error as error:
             self._tell(error)
         except BaseException as error:  # also what Ray's own handler of signals raises
-            self._tell(LaunchError(f"Ray could not be started: {describe(error)}{self._kept_logs()}"))
+            self._tell(LaunchError(f"Ray failed: {describe(error)}{self._kept_logs()}"))
         self._end()
         while True:  # another thread is at it
             time.sleep(END_S)
@@ -69,9 +69,13 @@ class _Keeper:
         self._send(Starting(stage=Stage(name="starting Ray")))
         from launcher.ray.one_machine.own_ray import OwnRay  # the environment counts when Ray is imported
 
-        ray = OwnRay(
-            self._config, self._folder.path, lambda process, line: self._send(Output(process=process, line=line))
-        )
+        try:
+            ray = OwnRay(self._config, lambda process, line: self._send(Output(process=process, line=line)))
+        except Exception as error:
+            message = f"Ray did not start: {describe(error)}"
+            again = _SLOW in message
+            self._send(NotStarted(message=message if again else message + self._kept_logs(), again=again))
+            return
         signal.signal(signal.SIGTERM, self._end_at_once)  # which Ray has taken
         ray.serve(lambda stage: self._send(Starting(stage=stage)))
         self._serves = True
@@ -94,7 +98,7 @@ class _Keeper:
         """End every process that comes from this one, and then this one. Returns if that is being done already."""
         if not self._ending.acquire(blocking=False):
             return
-        exit_after(END_S + 1.0)
+        exit_after(END_S + _REMOVE_S)
         end_descendants(END_S)
         self._folder.remove()
         os._exit(0)

@@ -13,12 +13,14 @@ from launcher.messages.configs import Ended, Starting
 class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run a cluster on one machine.
 
-    args: of the application, as in a Serve config; application: MODULE:FUNCTION that makes it of them. host, port:
-    where Serve's proxy listens, which is free. cpus: as many of Ray's CPUs as there are, however many the machine has:
-    what needs them all has to run here. gpus: that all replicas together need where the machine has any, 0 to look for
-    none. start_timeout_s: seconds for the replicas to be ready; drain_s: for what runs to be finished when it stops.
+    folder: the run folder, of whoever starts it. args: of the application, as in a Serve config; application:
+    MODULE:FUNCTION that makes it of them. host, port: where Serve's proxy listens, which is free. cpus: as many of
+    Ray's CPUs as there are, however many the machine has: what needs them all has to run here. gpus: that all replicas
+    together need where the machine has any, 0 to look for none. start_timeout_s: seconds for the replicas to be ready;
+    drain_s: for what runs to be finished when it stops.
     """
 
+    folder: str = ""
     args: dict[str, Any]
     application: str = "launcher.ray:build_app"
     host: str = "127.0.0.1"
@@ -42,6 +44,13 @@ class Serving(Message, frozen=True, kw_only=True):
     open_ports: tuple[OpenPort, ...]
 
 
+class NotStarted(Message, frozen=True, kw_only=True):
+    """Ray itself did not come up, before anything of ours began. again: because it was slow, so that it may yet."""
+
+    message: str
+    again: bool
+
+
 class Output(Message, frozen=True, kw_only=True):
     """A line that a replica has printed."""
 
@@ -49,4 +58,4 @@ class Output(Message, frozen=True, kw_only=True):
     line: str
 
 
-decode_report = msgspec.msgpack.Decoder(Starting | Serving | Output | Ended).decode
+decode_report = msgspec.msgpack.Decoder(Starting | Serving | NotStarted | Output | Ended).decode

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import shutil
 import time
@@ -30,13 +31,15 @@ _IS_OUR_MISTAKE = 2  # exit code of errors that another attempt would end with, 
 
 
 class OwnRay:
-    """Starts Ray's own processes for a configuration, in a folder of its own.
+    """Starts Ray's own processes for a configuration. Raises what Ray does.
 
     on_line: called, in a thread, with the name of a replica and a line that it printed.
     """
 
-    def __init__(self, config: ClusterConfig, folder: str, on_line: Callable[[str, str], None]) -> None:
+    def __init__(self, config: ClusterConfig, on_line: Callable[[str, str], None]) -> None:
         self._config = config
+        for name in ("ray", "ray.serve"):  # what they say is for Ray's users, and their logs have it
+            logging.getLogger(name).setLevel(logging.ERROR)
         ray.init(
             address="local",
             num_cpus=config.cpus,
@@ -46,8 +49,8 @@ class OwnRay:
             logging_level="ERROR",
             log_to_driver=True,
             _node_ip_address="127.0.0.1",
-            _temp_dir=folder,
-            _plasma_directory=None if _has_room() else folder,
+            _temp_dir=config.folder,
+            _plasma_directory=None if _has_room() else config.folder,
             # As important as the command that started it, which Ray's workers are not otherwise. None before they are
             # needed, of which Ray would start one for each of its CPUs.
             _system_config={"worker_niceness": 0, "prestart_worker_first_driver": False},
