@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
+import pytest
 import yaml
 
+from launcher.cli.cluster.checking import check_file
 from launcher.ray.args import ClusterArgs
 from tests.deploy.conftest import ROOT
 from tests.launcher.processes import PATIENCE_S
@@ -55,6 +57,15 @@ def test_serve_gets_arguments_that_build_app_takes() -> None:
     gpus = container["resources"]["limits"]["nvidia.com/gpu"]
     assert gpus % args.engine["tp"] == 0
     assert args.max_replicas <= workers["maxReplicas"] * gpus // args.engine["tp"]
+
+
+@pytest.mark.cluster
+def test_krea2_cluster_config_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "krea2.yaml"
+    file.write_text(ray_manifests()[0]["spec"]["serveConfigV2"])
+    checked = check_file(file)
+    assert not checked.warnings
+    assert [note for note in checked.notes if "/models/Krea-2-Turbo" in note]
 
 
 def test_ray_is_the_pinned_one_and_asks_for_a_token() -> None:
