@@ -4,6 +4,13 @@ Three things tell it. A replica says its backlog every few seconds, to all proce
 heard. The answer to a request of this process says when that will be done, and is fresh. And what this process has sent
 since is counted until then, its work being turned into seconds by what former requests took. All of it becomes less as
 time passes.
+
+Other processes send requests to the same replicas, and none hears of another's until the next backlog is told. Were all
+to take the replica of which they know the least work, all would take the same. So the work that the others must have
+sent since is thought to be poured over the replicas, the emptiest first, up to a common level, and a request goes to
+each with the chance that its room below that level has of all rooms: to the emptiest alone where what is known is fresh
+or nobody else sends, and to anyone where it is old ("Interpreting Stale Load Information", M. Dahlin, 1999; `python -m
+bench.cluster --simulate` compares).
 """
 
 from __future__ import annotations
@@ -16,7 +23,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 from launcher.ray.wire import Hints
 
@@ -24,7 +30,10 @@ _MOST_TICKETS = 65536  # that are remembered; the oldest are forgotten first
 _TICKET_S = 3600.0  # after which a ticket is forgotten whose end nobody told
 _MOST_BACKLOG_S = 86400.0  # of what a replica says; more is taken for this
 _UNKNOWN_S = 1.0  # a request takes, until one has been made
-_SAMPLES = 64  # requests from which the seconds of a unit of work are learned: their median
+_SAMPLES = 64  # requests from which the seconds of a unit of work are learned: a quarter of them took less,
+_LESS = 0.25  # since those of others that they waited for are not known, and most of the rest did wait
+_RATE_S = 10.0  # over which the seconds of work that this process sends in a second are averaged
+_OLDEST_S = 5.0  # that what is known of a replica is taken for
 
 Leaving = Callable[[Collection[str]], None]
 
@@ -40,6 +49,19 @@ class _Ticket:
     done_at: float | None = None  # as its replica has said
 
 
+@dataclass
+class _Replica:
+    """What is known of one. free_at: when it will have done what is known of, by the clock; heard_at: when it last said
+    so itself."""
+
+    free_at: float
+    heard_at: float
+
+    def ahead_s(self, now: float) -> float:
+        """Seconds of work, of what is known of."""
+        return max(0.0, self.free_at - now)
+
+
 class Fleet:
     """Keeps what this process knows of its replicas, and ranks them for a request.
 
@@ -52,9 +74,11 @@ class Fleet:
     ) -> None:
         self._clock, self._chance = clock, chance
         self._lock = threading.Lock()
-        self._free_at: dict[str, float] = {}  # when each replica will have done what is known of, by `clock`
+        self._replicas: dict[str, _Replica] = {}  # that take requests
         self._tickets: OrderedDict[str, _Ticket] = OrderedDict()  # the oldest first
         self._samples: deque[float] = deque(maxlen=_SAMPLES)  # seconds of a unit of work
+        self._unit_s: float | None = None  # of them
+        self._sent_s, self._sent_at = 0.0, clock()  # seconds of work, each of which counts less as time passes
         self._listeners: list[Leaving] = []
 
     # ---- what is heard
@@ -64,8 +88,9 @@ class Fleet:
         told to who asked `on_leaving`."""
         with self._lock:
             now = self._clock()
-            before, self._free_at = self._free_at, {name: self._free_at.get(name, now) for name in names}
-            gone = before.keys() - self._free_at.keys()
+            before = self._replicas
+            self._replicas = {name: before.get(name) or _Replica(now, now) for name in names}
+            gone = before.keys() - self._replicas.keys()
             listeners = list(self._listeners) if gone else []
         for listener in listeners:
             listener(gone)
@@ -76,8 +101,9 @@ class Fleet:
         if not backlog_s >= 0:
             return
         with self._lock:
-            if name in self._free_at:
-                self._free_at[name] = self._clock() + min(backlog_s, _MOST_BACKLOG_S)
+            if (replica := self._replicas.get(name)) is not None:
+                replica.heard_at = self._clock()
+                replica.free_at = replica.heard_at + min(backlog_s, _MOST_BACKLOG_S)
 
     def sent(self, ticket: str, name: str, work: float) -> None:
         """Note that a request was sent to a replica, with so much work. The same ticket again is sent there instead."""
@@ -86,8 +112,9 @@ class Fleet:
             self._forget(ticket, now)
             seconds = self._seconds(work)
             self._tickets[ticket] = _Ticket(name, work, now, seconds)
-            if name in self._free_at:
-                self._free_at[name] = max(now, self._free_at[name]) + seconds
+            self._sent_s, self._sent_at = self._recently_sent(now) + seconds, now
+            if (replica := self._replicas.get(name)) is not None:
+                replica.free_at = max(now, replica.free_at) + seconds
             while self._tickets and (
                 len(self._tickets) > _MOST_TICKETS or next(iter(self._tickets.values())).sent_at < now - _TICKET_S
             ):
@@ -104,11 +131,11 @@ class Fleet:
                 return
             now = self._clock()
             done_at = now + estimated_s
-            if found.name in self._free_at:
-                before = max(now, self._free_at[found.name] - found.counted_s)
+            if (replica := self._replicas.get(found.name)) is not None:
+                before = max(now, replica.free_at - found.counted_s)
                 if found.done_at is None and found.work > 0 and done_at > before:
-                    self._samples.append((done_at - before) / found.work)
-                self._free_at[found.name] = max(before, done_at)
+                    self._learn((done_at - before) / found.work)
+                replica.free_at = max(before, done_at)
                 found.counted_s = max(0.0, done_at - before)
             found.done_at = done_at
 
@@ -119,28 +146,55 @@ class Fleet:
 
     def _forget(self, ticket: str, now: float) -> None:
         found = self._tickets.pop(ticket, None)
-        if found is not None and found.name in self._free_at:
+        if found is not None and (replica := self._replicas.get(found.name)) is not None:
             left = found.counted_s if found.done_at is None else min(found.counted_s, max(0.0, found.done_at - now))
-            self._free_at[found.name] -= left
+            replica.free_at -= left
 
     # ---- what is asked
 
     def rank(self, names: Sequence[str], hints: Hints | None = None) -> list[str]:
-        """Order replicas for a request, the best first: least seconds of work ahead. Those to `avoid` come last, and
-        before all others that which its key belongs to."""
+        """Order replicas for a request, the best first: least seconds of work ahead, but for what others may have sent.
+        Those to `avoid` come last, and before all others that which its key belongs to."""
         avoid = hints.avoid if hints is not None else ()
         with self._lock:
             now = self._clock()
-            ordered = sorted(
-                names,
-                key=lambda name: (name in avoid, max(0.0, self._free_at.get(name, now) - now), self._chance()),
-            )
+            ahead = {name: self._ahead_s(name, now) for name in names}
+            ordered = sorted(ahead, key=lambda name: (name in avoid, ahead[name], self._chance()))
+            allowed = [name for name in ordered if name not in avoid]
+            first = self._by_room([ahead[name] for name in allowed], now) if allowed else 0
         if hints is not None and hints.key is not None and ordered:
             owner = rendezvous(hints.key, ordered)
             if owner not in avoid:
-                ordered.remove(owner)
-                ordered.insert(0, owner)
-        return ordered
+                first = ordered.index(owner)
+        return [ordered[first], *ordered[:first], *ordered[first + 1 :]] if ordered else []
+
+    def _by_room(self, ahead: Sequence[float], now: float) -> int:
+        """Choose of replicas, the emptiest first, by their room below the level to which others have filled them."""
+        poured_s = self._sent_by_others(now)
+        filled, total_s, level = 0, 0.0, 0.0
+        while filled < len(ahead) and (not filled or ahead[filled] < level):
+            total_s += ahead[filled]
+            filled += 1
+            level = (poured_s + total_s) / filled
+        left = self._chance() * poured_s
+        for place in range(filled):
+            left -= level - ahead[place]
+            if left < 0:
+                return place
+        return 0
+
+    def _sent_by_others(self, now: float) -> float:
+        """Seconds of work that other processes have sent since the replicas last said what they have, as far as that
+        can be known: as much as replicas work off, less what this process sends."""
+        if not self._replicas:
+            return 0.0
+        busy = sum(replica.free_at > now for replica in self._replicas.values())
+        age_s = sum(min(_OLDEST_S, now - replica.heard_at) for replica in self._replicas.values())
+        return max(0.0, busy - self._recently_sent(now) / _RATE_S) * age_s / len(self._replicas)
+
+    def _ahead_s(self, name: str, now: float) -> float:
+        replica = self._replicas.get(name)
+        return 0.0 if replica is None else replica.ahead_s(now)
 
     def where(self, ticket: str) -> str | None:
         """Name the replica that a request was sent to; None for one that has ended or is unknown."""
@@ -151,14 +205,14 @@ class Fleet:
     def takes(self, name: str) -> bool:
         """Whether a replica takes requests."""
         with self._lock:
-            return name in self._free_at
+            return name in self._replicas
 
     @property
     def backlog_s(self) -> float | None:
         """Seconds of work ahead of the replica that has the least; None where there is none."""
         with self._lock:
             now = self._clock()
-            return min((max(0.0, free_at - now) for free_at in self._free_at.values()), default=None)
+            return min((replica.ahead_s(now) for replica in self._replicas.values()), default=None)
 
     def on_leaving(self, listener: Leaving) -> Callable[[], None]:
         """Call `listener` with the names of replicas that take no more requests, in whatever thread hears of it.
@@ -175,7 +229,15 @@ class Fleet:
 
     def _seconds(self, work: float) -> float:
         """Of so much work, by what former requests took."""
-        return median(self._samples) * work if self._samples and work > 0 else _UNKNOWN_S
+        return _UNKNOWN_S if self._unit_s is None or work <= 0 else self._unit_s * work
+
+    def _learn(self, unit_s: float) -> None:
+        self._samples.append(unit_s)
+        self._unit_s = sorted(self._samples)[int(_LESS * len(self._samples))]
+
+    def _recently_sent(self, now: float) -> float:
+        """Seconds of work."""
+        return self._sent_s * math.exp(min(0.0, self._sent_at - now) / _RATE_S)
 
 
 def rendezvous(key: str, names: Iterable[str]) -> str:
