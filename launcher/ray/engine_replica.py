@@ -119,16 +119,18 @@ class EngineReplica:
             raise ServerError(f"the ranks were given up: {status.not_ready}")
 
     async def record_routing_stats(self) -> dict[str, float]:
-        """Say how much work there is, for routing: NaN seconds while nobody knows."""
+        """Say how much work there is, for routing: NaN seconds while nobody knows. All ingresses are told each change,
+        so that it is rounded."""
         async with asyncio.timeout(_ASK_S):
             status = await self._running().status()
-        backlog_s = math.nan if status.backlog_s is None else status.backlog_s
+        backlog_s = math.nan if status.backlog_s is None else round(status.backlog_s, 2)
         return {"backlog_s": backlog_s, "waiting": status.waiting, "running": status.running}
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Say how much work there is, for the number of replicas: none while nobody knows, until the first step."""
-        backlog_s = (await self.record_routing_stats())["backlog_s"]
-        return {"backlog_s": 0.0 if math.isnan(backlog_s) else backlog_s}
+        stats = await self.record_routing_stats()
+        backlog_s = stats["backlog_s"]
+        return {"backlog_s": 0.0 if math.isnan(backlog_s) else backlog_s, "waiting": stats["waiting"]}
 
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Load and unload LoRAs, so that there are those that the config declares.
