@@ -3,6 +3,7 @@
     python -m bench.cluster [--pairs 40] [--cases picture,stream,…] [--model demo] [--device auto] [--json FILE]
     python -m bench.cluster --control
     python -m bench.cluster --url http://HOST:PORT --cluster-url http://HOST:PORT
+    python -m bench.cluster --simulate [--hosts 100]     # see bench/cluster/simulation/command.py
 
 Starts one server of each kind with the same model, `krea2 serve` and `krea2 cluster run` with one replica, in a network
 of their own, since Ray listens on every interface: tests.network.own_network says what that takes. Or takes servers
@@ -35,6 +36,7 @@ from bench.cluster.cases import CASES, Case
 from bench.cluster.overhead import measure
 from bench.cluster.report import Report
 from bench.cluster.servers import ServerFailed, enter_network, start_cluster, start_serve
+from bench.cluster.simulation.command import main as simulation
 from bench.measure.arguments import end_with, json_file, parse_list, positive
 from bench.measure.output import note
 from bench.serve.traffic import RequestFailed
@@ -43,6 +45,8 @@ from engine.errors import ArgumentError, Krea2Error
 
 def main(words: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
+    if "--simulate" in words:
+        return simulation([word for word in words if word != "--simulate"])
     parser = argparse.ArgumentParser(prog="python -m bench.cluster", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--pairs", type=positive, default=40, help="of pictures; of other cases in proportion (40)")
     parser.add_argument("--cases", default=",".join(CASES), help=f"comma-separated ({','.join(CASES)})")
@@ -52,6 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--control", action="store_true", help="two servers, to see what the method cannot tell")
     parser.add_argument("--url", help="a server that runs, in place of one that is started")
     parser.add_argument("--cluster-url", help="a cluster that runs; with --url")
+    parser.add_argument("--simulate", action="store_true", help="a hundred hosts on a virtual clock: --simulate --help")
     parser.add_argument("--any-interface", action="store_true", help="let Ray listen on this machine's interfaces")
     parser.add_argument("--json", type=json_file, metavar="FILE", help="add the JSON lines to it")
     try:
