@@ -15,9 +15,9 @@ from engine.errors import Krea2Error, QueueFullError, RequestKilledRanksError, S
 from launcher.messages.client_messages import LONGEST_REQUEST_ID, Accepted, Image, Preview, Progress
 
 MOST_DEATHS = 3  # of ranks and engines, with the request in flight
-MOST_REFUSALS = 3  # of a request that nobody has accepted yet
+MOST_REFUSALS = 3  # engines that do not take a request which nobody has accepted yet
 MOST_FULL = 2  # engines that say so, before its client is told
-MOST_LOSSES = 20  # of a request that was not in flight, before something else must be wrong
+MOST_LOSSES = 20  # of engines where the request waited, before something else must be wrong
 PATIENCE_S = 30.0  # for an engine that takes a request
 LONG_PATIENCE_S = 300.0  # for one that takes a request which another had accepted: engines start that long
 RETRY_AFTER_S = 5.0  # where nobody knows better
@@ -78,7 +78,8 @@ class History:
         self.avoid: dict[str, None] = {}
         self.was_accepted = False
         self._full: list[QueueFullError] = []
-        self._refusals = self._losses = 0
+        self._refused_by: list[str | None] = []  # engines
+        self._losses = self._repeats = 0  # the latter: at engines that had failed it before
         self._homeless_s = 0.0  # that it was with no engine since one accepted it, and since when it is, where it is
         self._homeless_since: float | None = None
         self._why: Krea2Error | None = None  # the attempt before failed
@@ -129,22 +130,26 @@ class History:
     def lost(self, attempt: Attempt, loss: LostError) -> float:
         """Go on after an attempt whose engine died, or said what cannot be."""
         told = f"the engine that the request was sent to was lost ({loss.detail}): try again in a moment"
-        return self._gone(attempt, ServerError(told, retry_after_s=RETRY_AFTER_S))
+        # Who has never been heard has been dead before: many may have died at once, and not all be known to have.
+        was_dead = loss.reason == "replica_lost" and not attempt.heard
+        return self._gone(attempt, ServerError(told, retry_after_s=RETRY_AFTER_S), refused=not was_dead)
 
-    def _gone(self, attempt: Attempt, error: Krea2Error) -> float:
-        self._avoid(attempt)
+    def _gone(self, attempt: Attempt, error: Krea2Error, *, refused: bool = True) -> float:
+        is_again = self._avoid(attempt)
         self.deaths += attempt.rank_attempt - 1 + int(attempt.begun)
         self._why = error
         self.setbacks += 1
         if self.deaths >= MOST_DEATHS:
             reason = f"engines or their ranks died {MOST_DEATHS} times, while this request was in flight"
             raise RequestKilledRanksError(f"{reason}: {error.message}")
-        self._refusals += not attempt.accepted
-        self._losses += 1
-        self._check_refusals(error)
+        if attempt.accepted:
+            self._losses += 1
+        elif refused and (attempt.name is None or attempt.name not in self._refused_by):
+            self._refused_by.append(attempt.name)  # once: one that is about to end says so to all for a while
+            self._check_refusals(error)
         if self._losses >= MOST_LOSSES:
             raise error
-        return self._pause_s()
+        return self._pause_s() if is_again else 0.0  # there may be others
 
     def _refused_full(self, attempt: Attempt, error: QueueFullError) -> float:
         self._avoid(attempt)
@@ -159,25 +164,28 @@ class History:
         return 0.0
 
     def _check_refusals(self, error: Krea2Error) -> None:
-        if not self.was_accepted and len(self._full) + self._refusals >= MOST_REFUSALS:
+        if not self.was_accepted and len(self._full) + len(self._refused_by) >= MOST_REFUSALS:
             raise self._soonest() if self._full else error
 
     def _soonest(self) -> QueueFullError:
         """That of the engines which are full that has room first, as far as they know."""
         return min(self._full, key=lambda full: float("inf") if full.retry_after_s is None else full.retry_after_s)
 
-    def _avoid(self, attempt: Attempt) -> None:
-        if attempt.name is not None:
-            self.avoid.pop(attempt.name, None)
-            self.avoid[attempt.name] = None
-            for name in [*self.avoid][:-_MOST_AVOIDED]:
-                del self.avoid[name]
+    def _avoid(self, attempt: Attempt) -> bool:
+        """Avoid the engine of an attempt. Returns whether that was so already."""
+        if attempt.name is None:
+            return True
+        is_known = attempt.name in self.avoid
+        self.avoid.pop(attempt.name, None)
+        self.avoid[attempt.name] = None
+        for name in [*self.avoid][:-_MOST_AVOIDED]:
+            del self.avoid[name]
+        return is_known
 
     def _pause_s(self) -> float:
-        """None before the second attempt; then ever longer, and not the same for all whom one engine left."""
-        if self.setbacks < 2:
-            return 0.0
-        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (self.setbacks - 2))
+        """Ever longer, and not the same for all whom one engine left."""
+        longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._repeats, 16))
+        self._repeats += 1
         return longest * (0.5 + 0.5 * self._chance())
 
 

@@ -33,7 +33,9 @@ class BehindProxy:
             received, leaving = asyncio.ensure_future(receive()), asyncio.ensure_future(gone.wait())
             try:
                 await asyncio.wait((received, leaving), return_when=asyncio.FIRST_COMPLETED)
-                return received.result() if received.done() else {"type": "http.disconnect"}
+                if received.done() and not received.cancelled() and received.exception() is None:
+                    return received.result()
+                return {"type": "http.disconnect"}  # which is an exception where Serve has cancelled its own asking
             finally:
                 for waiting in (received, leaving):
                     waiting.cancel()

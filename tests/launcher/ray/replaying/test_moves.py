@@ -11,7 +11,7 @@ import pytest
 from engine.errors import ServerError
 from launcher.messages.client_messages import Accepted, Generate, Image, Progress, Reply
 from launcher.ray.replaying.history import LONG_PATIENCE_S, PATIENCE_S
-from tests.launcher.ray.replaying.fake_engines import FakeCluster, dies_after, hangs_after, refuses, well
+from tests.launcher.ray.replaying.fake_engines import Act, FakeCluster, dies_after, hangs_after, refuses, well
 from tests.launcher.ray.replaying.instant_time import instant_now, run_instantly
 
 REQUEST = Generate(request_id="request", prompt="a fox", seed=7)
@@ -129,7 +129,8 @@ def test_an_engine_that_dies_at_once_with_a_request_that_it_has_not_answered_is_
         cluster = FakeCluster(**dict.fromkeys(("one", "two", "three", "four"), dies))
         with pytest.raises(ServerError, match="was lost"):
             await Following(cluster).task
-        assert len(cluster.drawn) == 3
+        assert len(cluster.drawn) == 4
+        assert metric(cluster, "krea2_ingress_moves_total") == 0
 
     run_instantly(test())
 
@@ -195,6 +196,34 @@ def test_a_request_that_was_accepted_waits_for_room_elsewhere() -> None:
         cluster.engines["two"] = well
         await following.task
         assert isinstance(following.told[-1], Image)
+
+    run_instantly(test())
+
+
+@pytest.mark.parametrize("says", [refuses("server_unavailable"), dies_after(0)])
+def test_an_engine_that_ends_is_asked_again_until_there_is_another(says: Act) -> None:
+    """So it is with a single engine, whose actor lives on for a moment when its front-end has died."""
+
+    async def test() -> None:
+        cluster = FakeCluster(one=says)
+        following = Following(cluster)
+        await asyncio.sleep(5.0)
+        assert len(cluster.drawn) < 12
+        cluster.add(two=well)
+        await following.task
+        assert isinstance(following.told[-1], Image)
+
+    run_instantly(test())
+
+
+def test_many_engines_that_have_died_and_are_not_known_to_are_no_reason_to_refuse_a_request() -> None:
+    async def test() -> None:
+        cluster = FakeCluster(**{f"dead{number}": dies_after(0) for number in range(10)}, alive=well)
+        cluster.fleet.stats("alive", 99.0, 1, 1)
+        following = Following(cluster)
+        await following.task
+        assert len(cluster.drawn) == 11
+        assert instant_now() < 1.0
 
     run_instantly(test())
 
