@@ -129,13 +129,12 @@ STOPPED = """
 import signal
 from engine.errors import ServerError
 from launcher import launch
-from launcher.setup import launch as spawn
-wait = spawn._wait_until_started
-def wait_and_stop(child, *arguments):
-    address = wait(child, *arguments)
-    child.send_signal(signal.SIGTERM)
-    child.wait({patience})
-    return address
+from launcher.setup.engine_process import EngineProcess
+wait = EngineProcess.wait_until_started
+def wait_and_stop(engine, on_loading):
+    wait(engine, on_loading)
+    engine._child.send_signal(signal.SIGTERM)
+    engine._child.wait({patience})
 {patch}
 try:
     with launch(device="cpu", tp=1):
@@ -147,7 +146,7 @@ except ServerError as error:
 
 def test_a_front_end_that_is_stopped_before_its_client_connects_says_so(marked: Marked) -> None:
     marked.use_hollow_ranks()
-    patch = "spawn._wait_until_started = wait_and_stop"
+    patch = "EngineProcess.wait_until_started = wait_and_stop"
     process = marked.start_script(STOPPED.format(patch=patch, patience=PATIENCE_S))
     assert process.communicate(timeout=PATIENCE_S)[0] == "the server was stopped\n"
     marked.expect_nothing_left()
