@@ -45,7 +45,12 @@ class Ingress:
         self._args, self._engines = args, engines
 
     def __serve_build_asgi_app__(self) -> Any:
-        return make_ingress(self._args, RayLink(self._engines))
+        self._app = make_ingress(self._args, RayLink(self._engines))
+        return self._app
+
+    async def leave(self) -> int:
+        """Take no more requests, for good. Returns how many run."""
+        return self._app.leave()
 
 
 def make_application(args: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Tells at which TCP ports processes listen on every interface."""
+"""Tells at which TCP ports processes listen on every interface, and whether clients of one have all that was sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 
 from launcher.ray.one_machine.messages import OpenPort
 
-_LISTENS = "0A"  # a state, in the kernel's table of sockets
+_ESTABLISHED, _LISTENS = "01", "0A"  # states, in the kernel's table of sockets
+_TABLES = ("tcp", "tcp6")
 
 
 def open_ports(processes: Iterable[int]) -> list[OpenPort]:
@@ -19,11 +20,21 @@ def open_ports(processes: Iterable[int]) -> list[OpenPort]:
         with suppress(OSError):  # it has ended
             sockets = _sockets(process)
             name = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
-            for table in ("tcp", "tcp6"):
-                for port, inode in _everywhere(Path(f"/proc/{process}/net/{table}")):
+            for table in _TABLES:
+                for port, inode in _everywhere(_rows(f"/proc/{process}/net/{table}")):
                     if inode in sockets:
                         found.add(OpenPort(port, name))
     return sorted(found)
+
+
+def has_unsent(port: int) -> bool:
+    """Whether something that was written to a connection of this port has not reached the other side."""
+    for table in _TABLES:
+        for fields in _rows(f"/proc/self/net/{table}"):
+            here, waits = int(fields[1].rpartition(":")[2], 16), int(fields[4].partition(":")[0], 16)
+            if here == port and fields[3] == _ESTABLISHED and waits:
+                return True
+    return False
 
 
 def _sockets(process: int) -> set[str]:
@@ -37,11 +48,17 @@ def _sockets(process: int) -> set[str]:
     return found
 
 
-def _everywhere(table: Path) -> list[tuple[int, str]]:
-    """Ports and inodes of the sockets in a table of the kernel that listen on no address in particular."""
+def _rows(table: str) -> list[list[str]]:
+    """The rows of a table of the kernel's sockets; none where there is no such kind."""
+    with suppress(FileNotFoundError):
+        return [line.split() for line in Path(table).read_text().splitlines()[1:]]
+    return []
+
+
+def _everywhere(rows: Iterable[list[str]]) -> list[tuple[int, str]]:
+    """Ports and inodes of the sockets that listen on no address in particular."""
     found = []
-    for line in table.read_text().splitlines()[1:]:
-        fields = line.split()
+    for fields in rows:
         address, _, port = fields[1].rpartition(":")
         if fields[3] == _LISTENS and not address.strip("0"):
             found.append((int(port, 16), fields[9]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import importlib
 import logging
@@ -19,6 +20,7 @@ from engine.errors import LaunchError, ServerError
 from launcher.messages.message_parts import Stage
 from launcher.ray.one_machine.descendants import descendants
 from launcher.ray.one_machine.failures import failure, of_ours
+from launcher.ray.one_machine.listening import has_unsent
 from launcher.ray.one_machine.messages import ClusterConfig
 
 APPLICATION = "krea2"  # its name, in Serve
@@ -26,6 +28,7 @@ _STORE_BYTES = 512 * 2**20  # for pictures on their way between two processes, a
 _SHARED_MEMORY = "/dev/shm"
 _NO_ENGINE = "ingress"  # the deployment that is of no interest while engines start
 _POLL_S = 0.1
+_PASSED_ON_S = 0.5  # for a proxy to pass on the last that an ingress has sent
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}  # of what Serve logs itself; our guard logs requests
 _IS_OUR_MISTAKE = 2  # exit code of errors that another attempt would end with, too
 
@@ -89,14 +92,24 @@ class OwnRay:
             raise ServerError(f"Ray has ended: {len(lost)} of its {len(self._processes)} own processes are gone")
 
     def drain(self, seconds: float) -> bool:
-        """Take no more requests, and let those that run end for so many seconds at most. Returns whether all have."""
-        serve.delete(APPLICATION, _blocking=False)
+        """Take no more requests, and let those that run end for so many seconds at most. Returns whether all have.
+
+        Serve would answer with 404 as soon as the application is deleted, as if nothing had ever been there.
+        """
+        ingresses = serve.get_deployment_handle(_NO_ENGINE, APPLICATION)
         deadline = time.monotonic() + seconds
-        while APPLICATION in serve.status().applications:
-            if time.monotonic() >= deadline:
-                return False
+        while (left := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError):
+                running = ingresses.broadcast("leave").results(
+                    timeout_s=left
+                )  # none of those that it does not know yet
+                if running and not sum(running):
+                    break
             time.sleep(_POLL_S)
-        return True
+        time.sleep(min(_PASSED_ON_S, max(0.0, deadline - time.monotonic())))
+        while (late := has_unsent(self._config.port)) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        return not late and time.monotonic() < deadline
 
     def _is_running(self, on_stage: Callable[[Stage], None]) -> bool:
         application = serve.status().applications[APPLICATION]

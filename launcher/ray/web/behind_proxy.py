@@ -1,4 +1,5 @@
-"""What Serve's proxies do to HTTP, put right for the application behind them: hang-ups, and the header X-Request-ID."""
+"""What Serve's proxies do to HTTP, put right for the application behind them: hang-ups, the header X-Request-ID, and
+requests that come while all is being stopped."""
 
 from __future__ import annotations
 
@@ -8,7 +9,11 @@ from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.errors import ServerError
+from launcher.http.answers.errors import error_response
+
 _ID_HEADER = b"x-request-id"
+_LEAVES = ServerError("the server is being stopped and takes no more requests", retry_after_s=5.0)
 _HANG_UP_S = 5.0  # for a request to end whose client has hung up
 
 
@@ -22,11 +27,29 @@ class BehindProxy:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._running = 0
+        self._leaves = False
+
+    def leave(self) -> int:
+        """Answer 503 from now on to requests that come, since all is being stopped. Returns how many others run."""
+        self._leaves = True
+        return self._running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        if self._leaves:
+            given = dict(scope["headers"]).get(_ID_HEADER, b"").decode("latin-1")
+            await error_response(_LEAVES, given, path=scope["path"])(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._pass_on(scope, receive, send)
+        finally:
+            self._running -= 1
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         gone = asyncio.Event()
 
         async def receive_until_gone() -> Message:

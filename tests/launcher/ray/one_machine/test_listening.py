@@ -1,14 +1,16 @@
-"""Which ports are open on every interface."""
+"""Which ports are open on every interface, and what was written to a connection and not read."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
+from contextlib import suppress
 
 import pytest
 
-from launcher.ray.one_machine.listening import open_ports
+from launcher.ray.one_machine.listening import has_unsent, open_ports
+from tests.launcher.processes import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
 
@@ -28,6 +30,26 @@ def test_those_that_listen_on_every_interface_are_found_and_others_not(family: i
     finally:
         for each in (*sockets, bound):
             each.close()
+
+
+def test_what_a_client_has_not_taken_is_unsent_until_it_has_or_is_gone() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as client:
+            connection, _ = server.accept()
+            with connection:
+                connection.sendall(b"x")
+                assert client.recv(1) == b"x"
+                wait_until(lambda: not has_unsent(port), "the acknowledgement")
+                connection.setblocking(False)
+                written = 0
+                with suppress(BlockingIOError):
+                    while True:
+                        written += connection.send(b"x" * 65536)
+                assert has_unsent(port)
+                while written:
+                    written -= len(client.recv(65536))
+                wait_until(lambda: not has_unsent(port), "the acknowledgement")
 
 
 def test_a_process_that_has_ended_has_none() -> None:
