@@ -48,7 +48,6 @@ ROUTERS: dict[str, Callable[[Cluster, Random], Router]] = {
 CASES = ("poisson", "bursts", "deaths", "ramp")
 _WARM = 0.2  # of the time, whose requests do not count
 _DYING = 0.1  # of the hosts
-_RAMP_S = 3600.0
 
 
 def main(words: Sequence[str]) -> int:
@@ -63,6 +62,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--load", type=duration, default=0.8, help="of bursts, on average, and of deaths (0.8)")
     parser.add_argument("--seconds", type=positive, default=60, help="in which requests come (60)")
     parser.add_argument("--seeds", type=positive, default=2, help="of arrivals, each with every router (2)")
+    parser.add_argument("--ramp", type=positive, default=1800, help="seconds of the ramp (1800)")
     parser.add_argument("--stats", type=duration, default=2.0, help="seconds between what a replica says (2)")
     parser.add_argument("--cases", default=",".join(CASES), help=f"comma-separated ({','.join(CASES)})")
     parser.add_argument("--routers", default=",".join(ROUTERS), help=f"comma-separated ({','.join(ROUTERS)})")
@@ -163,10 +163,11 @@ def _compare(arguments: argparse.Namespace, case: str, load: float, router: str)
 
 def _ramp(arguments: argparse.Namespace) -> None:
     rule = Rule(1, 50)
-    course = follow(0, mean_busy_s(arguments.tp), seconds=_RAMP_S, tp=arguments.tp, rule=rule)
+    course = follow(0, mean_busy_s(arguments.tp), seconds=arguments.ramp, tp=arguments.tp, rule=rule)
     hours = course.replica_s / 3600
     least = sum(course.needed) / 3600
     result: dict[str, object] = {
+        "simulated_s": arguments.ramp,
         "replicas_at_most": course.most,
         "changes": len(course.targets) - 1,
         "turns": course.turns,
@@ -180,7 +181,8 @@ def _ramp(arguments: argparse.Namespace) -> None:
     }
     publish("cluster_ramp", result, arguments.json)
     print(
-        f"ramp of an hour, 1 to 50 replicas: at most {course.most}, {len(course.targets) - 1} changes, {course.turns} "
-        f"turns; {hours:.1f} replica hours for {least:.1f} of work; waits P50 {course.wait_s(0.5):.2f} s, P99 "
+        f"ramp of {arguments.ramp} s, 1 to 50 replicas: at most {course.most}, {len(course.targets) - 1} changes, "
+        f"{course.turns} turns; {hours:.1f} replica hours for {least:.1f} of work; "
+        f"waits P50 {course.wait_s(0.5):.2f} s, P99 "
         f"{course.wait_s(0.99):.1f} s; {course.refused} refused"
     )
