@@ -89,9 +89,10 @@ class LoraService:
         """Do what a client asks for, and answer, or refuse; a LoRA to load is answered once the ranks hold it."""
         try:
             folder = self._config.lora_dir
+            is_parent = self._config.parent_loads_loras and client == self._config.client_name
             if isinstance(message, ListLoras):
                 self._reply(client, message.request_id)
-            elif folder is None:
+            elif folder is None and not is_parent:
                 raise ArgumentError(
                     "clients may load and unload LoRAs only if the server has a --lora-dir (lora_dir of launch)"
                 )
@@ -99,7 +100,10 @@ class LoraService:
                 if (lost := self._dispatcher.status.given_up) is not None:
                     raise lost.with_traceback(None)  # which each raise would add to
                 check_strength("strength", message.strength, "strength")
-                path = path_inside(folder, message.path)
+                if is_parent or folder is None:
+                    path, folder = str(DEMO_LORAS.get(message.path, message.path)), None
+                else:
+                    path = path_inside(folder, message.path)
                 self.registry.reserve(check_name(message.name))
                 self._spawn(self._load(client, message, path, folder))
             else:
@@ -118,7 +122,7 @@ class LoraService:
             log_event("lora refused", level="warning", name=name, code=error.code, message=error.message)
         self._clients.send_failure(client, message.request_id, error)
 
-    async def _load(self, client: bytes, message: LoadLora, path: str, folder: str) -> None:
+    async def _load(self, client: bytes, message: LoadLora, path: str, folder: str | None) -> None:
         """Read the file in a thread, add it, and have the ranks load it; its client hears when they have."""
         lenient = self._config.engine.lora_lenient
         try:
@@ -129,11 +133,11 @@ class LoraService:
             self.registry.give_up(message.name)
             if isinstance(error, TimeoutError):
                 error = LoraError(f"{message.path}: could not be read within {_READ_S:g} s")
-            elif isinstance(error, LoraError):  # where the folder lies is not the client's business
+            elif isinstance(error, LoraError) and folder is not None:  # where that lies is not the client's business
                 error = LoraError(error.message.replace(path, message.path).replace(f"{folder}/", ""))
             self._refuse(client, message, error)
             return
-        given = str(DEMO_LORAS.get(message.path, Path(folder, message.path)))
+        given = path if folder is None else str(DEMO_LORAS.get(message.path, Path(folder, message.path)))
         file, strength = shown_file(given, folder), message.strength
         entry = self.registry.add(message.name, opened, path=path, file=file, strength=strength, lenient=lenient)
         entry.asked = client, message.request_id

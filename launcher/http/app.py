@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from difflib import get_close_matches
 
@@ -30,6 +31,7 @@ from launcher.http.answers.link import ASK_S, Link
 from launcher.http.answers.other_servers import instead_of
 from launcher.http.answers.schemas import ERROR_SCHEMA
 from launcher.http.answers.wording import explain_invalid
+from launcher.http.apis.automatic1111.neighbours import Neighbours
 from launcher.http.apis.automatic1111.routes import add_automatic1111_routes
 from launcher.http.apis.chat.routes import add_chat_routes
 from launcher.http.apis.held_images import HeldImages
@@ -123,8 +125,18 @@ class GuardedServer(uvicorn.Server):
         failing.cancel()
 
 
-def make_app(config: HttpConfig, link: Link) -> Guard:
-    """Make the application with all its routes. Raises `CheckpointError` for a bad checkpoint config."""
+def make_app(
+    config: HttpConfig,
+    link: Link,
+    *,
+    neighbours: Neighbours | None = None,
+    join_counts: Callable[[Callable[[], bytes]], Awaitable[bytes]] | None = None,
+) -> Guard:
+    """Make the application with all its routes. Raises `CheckpointError` for a bad checkpoint config.
+
+    neighbours, join_counts: the ways to the other processes that serve it, where those do not share its run folder: to
+    requests that they draw, and to their metrics, which are joined to those that its argument renders.
+    """
     checkpoint = CheckpointFiles.open(config.engine)
     checkpoint.close()
     model = checkpoint.config
@@ -149,12 +161,12 @@ def make_app(config: HttpConfig, link: Link) -> Guard:
     add_lora_routes(app, link)
     add_state_routes(app, studio, link)
     add_sglang_routes(app, studio, link)
-    add_automatic1111_routes(app, studio, link)
+    add_automatic1111_routes(app, studio, link, neighbours or Neighbours(config.run_folder, config.worker))
 
     @app.get("/metrics", response_class=Response, responses=METRICS)
     async def metrics() -> Response:
         """Metrics of the front-end and of this process, in Prometheus' text format."""
-        text = counts.render()
+        text = counts.render() if join_counts is None else await join_counts(counts.render)
         with suppress(Krea2Error, TimeoutError):
             text = await asyncio.wait_for(link.metrics(), ASK_S) + text
         return Response(text, media_type=CONTENT_TYPE_LATEST)

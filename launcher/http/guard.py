@@ -64,7 +64,7 @@ class Guard:
         self._paths.simplify(scope)
         offered = request.headers.get("x-request-id", "")
         request.state.key_name = request.state.model = request.state.error_message = None
-        request_id = request.state.request_id = offered if _REQUEST_ID.fullmatch(offered) else uuid.uuid4().hex
+        request_id = request.state.request_id = offered if is_request_id(offered) else uuid.uuid4().hex
         # Others may see another request in the rest of a body of two lengths (RFC 9112, 6.3).
         is_ambiguous = "content-length" in request.headers and "transfer-encoding" in request.headers
         response = _Response(send, request_id, self._origins.headers(request), closes=is_ambiguous)
@@ -211,6 +211,11 @@ class Guard:
                 key=request.state.key_name, model=request.state.model and shorten(request.state.model),
                 message=request.state.error_message and shorten(request.state.error_message),
             )  # fmt: skip
+
+
+def is_request_id(offered: str) -> bool:
+    """Whether the X-Request-ID that a client sent is taken, for answer and log."""
+    return _REQUEST_ID.fullmatch(offered) is not None
 
 
 class _Response:

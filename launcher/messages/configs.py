@@ -24,14 +24,15 @@ class LoraFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 18.
+    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 19.
 
     run_folder: for sockets; made by the front-end, or before by the external_ranks, which somebody else starts.
     ranks_host: this machine's name for ranks on others, None if there are none. rpc: where clients come, None for a
     socket in run_folder; rpc_keys: the folder of their keys, None to let everybody in. key_limits: the file that says
     how much each key may have, None for no such limits. lora_dir: the folder from which
     clients may load LoRAs, None for none. warm_up_sizes: in pixels. drain_s: seconds for what runs to be
-    finished when it stops. A rank that loads for start_timeout_s counts as lost, a step that takes step_timeout_s as
+    finished when it stops. parent_loads_loras: whether client_name may load whatever files it names, others none but of
+    lora_dir. A rank that loads for start_timeout_s counts as lost, a step that takes step_timeout_s as
     hanging, and sooner once it is known how long steps take; a client that is silent for lease_s is gone, but for
     the parent's own, client_name, with which the front-end ends. block_format:
     the weight format of most of the blocks' matrices. hash_files: read files whose hashes are not known, for pictures
@@ -46,6 +47,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = msgspec.field(default_factory=Limits)
     loras: tuple[LoraFile, ...] = ()
     lora_dir: str | None = None
+    parent_loads_loras: bool = False
     external_ranks: bool = False
     ranks_host: str | None = None
     warm_up: bool = True
@@ -60,7 +62,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run the HTTP process: a flat message, a field for each thing that its parent decides, so 20.
+    """How to run the HTTP process: a flat message, a field for each thing that its parent decides, so 22.
 
     socket_fd: a socket that listens already, inherited from the parent, which keeps it while the process is replaced.
     worker: its number if there are several. run_folder: for files that outlive it. created: when the server began, in
@@ -69,7 +71,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     read from api_key_file: none to ask nobody for one. allowed_hosts: further names that Host may have where `host` is
     loopback. any_model: whether other names than model_names are served as well. allowed_origins: whose pages may use
     the server from another origin, "*" for everybody's. public_url: what links begin with, whose host is
-    another that Host may have; None for the base of the request that asks for them.
+    another that Host may have; None for the base of the request that asks for them. images_folder: for images behind
+    links, where servers on several machines share one, None for the run_folder; links: whether there may be any.
     """
 
     engine: EngineConfig
@@ -91,6 +94,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     allowed_origins: tuple[str, ...] = ()
     public_url: str | None = None
     max_body_bytes: int = 2**20
+    images_folder: str | None = None
+    links: bool = True
     log_format: str = "json"
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
 
 from launcher.logs import log_event
 from launcher.ray.args import ClusterArgs
@@ -14,6 +19,9 @@ from launcher.ray.engine_replica import EngineReplica
 from launcher.ray.ingress import make_ingress
 from launcher.ray.link import RayLink
 from launcher.ray.settled import Settled, settle
+from launcher.ray.web.ingresses import Ingresses
+from launcher.ray.wire import decode_named, encode_named
+from launcher.threads import in_own_thread
 
 ENGINE, INGRESS = "engine", "ingress"  # the names of the deployments, which a config may name for its overrides
 _BEYOND_QUEUE = 64  # requests that an engine may have beside those that wait, so that it refuses, and not Serve
@@ -22,6 +30,7 @@ _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
 _STATS_PERIOD_S, _STATS_TIMEOUT_S = 2.0, 10.0
 _WAIT_LOOP_S = 0.5  # between looks whether a replica that is to stop has done all
 _TRIES = 3  # to start a replica of a deployment that never started
+_LOGGING = {"enable_access_log": False}  # the application has a log of its own
 _CPUS_A_RANK = 0.5  # where there are no GPUs: a laptop's few cores are to be enough for two engines and the rest
 _AFTER_ENGINES_S = 30.0  # for an ingress to send on what the last engine has drawn
 
@@ -42,15 +51,40 @@ class Ingress:
     """The HTTP application as Serve starts it, given the arguments of the cluster and the handle of its engines."""
 
     def __init__(self, args: Mapping[str, Any], engines: Any) -> None:
-        self._args, self._engines = args, engines
+        self._args, self._link = args, RayLink(engines)
+        context = serve.get_replica_context()
+        self._name, self._app_name = context.replica_tag, context.app_name
+        is_alone = ClusterArgs.of(args).ingress_replicas == 1
+        self._ingresses = Ingresses(self._name, None if is_alone else self._ask_all, self._link.counts.render)
+        self._all: Any = None  # the handle of all ingresses, itself among them, made when it is needed
+        self._beside: list[asyncio.Task[None]] = []
 
-    def __serve_build_asgi_app__(self) -> Any:
-        self._app = make_ingress(self._args, RayLink(self._engines))
-        return self._app
+    async def __serve_build_asgi_app__(self) -> Any:
+        app, beside = await in_own_thread(partial(make_ingress, self._args, self._link, self._ingresses))
+        self._beside, self._app = [asyncio.create_task(work) for work in beside], app
+        return app
 
     async def leave(self) -> int:
         """Take no more requests, for good. Returns how many run."""
         return self._app.leave()
+
+    async def answer(self, question: bytes) -> bytes:
+        """Answer another ingress."""
+        return encode_named(self._name, self._ingresses.answer(question))
+
+    async def _ask_all(self, question: bytes) -> dict[str, bytes]:
+        if self._all is None:
+            self._all = serve.get_deployment_handle(INGRESS, self._app_name)
+        with suppress(RayError, RayServeException):
+            answers = await self._all.broadcast("answer", question).results_async(return_exceptions=True)
+            return dict(decode_named(answer) for answer in answers if isinstance(answer, bytes))
+        return {}
+
+    async def __del__(self) -> None:
+        for task in self._beside:
+            task.cancel()
+        if self._beside:
+            await asyncio.wait(self._beside)
 
 
 def make_application(args: Mapping[str, Any]) -> Any:
@@ -82,6 +116,7 @@ def engine_settings(settled: Settled) -> dict[str, Any]:
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "max_constructor_retry_count": _TRIES,
+        "logging_config": _LOGGING,
         "max_surge_percent": cluster.max_surge_percent,
         "request_router_config": {
             "request_router_class": "launcher.ray.router_class:Router",
@@ -116,6 +151,7 @@ def ingress_settings(read: ClusterArgs) -> dict[str, Any]:
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "max_constructor_retry_count": _TRIES,
+        "logging_config": _LOGGING,
         "max_surge_percent": 100,
     }
 

@@ -2,48 +2,65 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher.http.app import make_app
+from launcher.http.guard import Guard
 from launcher.http.server_process import check_http
+from launcher.http.workers.held_files import HeldFiles, shared_files
 from launcher.logs import configure_logs, log_event
 from launcher.messages.api_keys import others_can_read, read_keys
 from launcher.messages.configs import HttpConfig
 from launcher.processes import forget_secrets
 from launcher.ray.settled import settle
 from launcher.ray.web.behind_proxy import BehindProxy
+from launcher.ray.web.ingresses import Ingresses
 
 if TYPE_CHECKING:
     from launcher.http.answers.link import Link
 
 _KEY = "KREA2_API_KEY"
+_LOOK_S = 5.0  # between looks whether the file of keys has changed
 _NAME = b"ingress"  # that it has one: the front-ends know the engines' actors, and believe them whose a request is
 
+Beside = Coroutine[Any, Any, None]
 
-def make_ingress(args: Mapping[str, Any], link: Link) -> BehindProxy:
+
+def make_ingress(args: Mapping[str, Any], link: Link, ingresses: Ingresses) -> tuple[BehindProxy, list[Beside]]:
     """Make the application of an ingress, with the keys of its environment and of the file that the arguments name.
 
-    Raises `ArgumentError`, `CheckpointError`.
+    Returns what is to run beside it for its whole life, too. Raises `ArgumentError`, `CheckpointError`.
     """
-    cluster = settle(args)
     configure_logs("json", process="ingress")
-    http = cluster.args.http
-    environment_key = os.environ.get(_KEY, "")
+    config = ingress_config(args)
+    guard = make_app(config, link, neighbours=ingresses.neighbours, join_counts=ingresses.metrics)
+    beside: list[Beside] = [_sweeping(config)]
+    if config.api_key_file is not None:
+        beside.append(_reading_keys(guard, config.api_key_file))
+    return BehindProxy(guard), beside
+
+
+def ingress_config(args: Mapping[str, Any]) -> HttpConfig:
+    """Make the configuration of its application. Raises `ArgumentError`, `CheckpointError`, `LoraError`."""
+    settled = settle(args)
+    http, cluster = settled.args.http, settled.args.cluster
+    keys: dict[str, Any] = {"api_keys": tuple(os.environ.get(_KEY, "").split())}
     forget_secrets(os.environ)
-    keys: dict[str, Any] = {"api_keys": tuple(environment_key.split())}
     if http.api_key_file is not None:
         keys |= {"api_key_file": http.api_key_file, "file_keys": read_keys(http.api_key_file)}
         if others_can_read(http.api_key_file):
             log_event("every user of this machine can read the file of keys", level="warning", file=http.api_key_file)
     config = HttpConfig(
-        engine=cluster.frontend.engine,
-        limits=cluster.frontend.limits,
+        engine=settled.frontend.engine,
+        limits=settled.frontend.limits,
         host=http.host,
-        model_names=cluster.args.model_names(),
+        model_names=settled.args.model_names(),
         any_model=http.any_model,
         allowed_hosts=http.allowed_host,
         allowed_origins=http.allow_origin,
@@ -51,9 +68,39 @@ def make_ingress(args: Mapping[str, Any], link: Link) -> BehindProxy:
         max_body_bytes=http.max_body_bytes,
         client_name=_NAME,
         created=int(time.time()),
-        run_folder=cluster.args.cluster.images_folder or tempfile.mkdtemp(prefix="krea2-ingress-"),
+        run_folder=tempfile.mkdtemp(prefix="krea2-ingress-"),
+        images_folder=cluster.images_folder,
+        links=settled.args.ingress_replicas == 1 or cluster.images_folder is not None,
         **keys,
     )
     if check_http(config, insecure=http.insecure):
         log_event("whoever reaches the proxies can use this cluster", level="warning", host=http.host)
-    return BehindProxy(make_app(config, link))
+    return config
+
+
+async def _sweeping(config: HttpConfig) -> None:
+    """Remove images behind links that are held no more, and at the end the folder of those that this process held."""
+    files = HeldFiles(config.run_folder) if config.images_folder is None else shared_files(config.images_folder)
+    try:
+        await files.sweep()
+    finally:
+        shutil.rmtree(config.run_folder, ignore_errors=True)
+
+
+async def _reading_keys(guard: Guard, file: str) -> None:
+    """Read the file of keys again whenever it has changed: an actor gets no SIGHUP."""
+    known = _stamp(file)
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        stamp = await asyncio.to_thread(_stamp, file)
+        if stamp != known:
+            known = stamp
+            await asyncio.to_thread(guard.read_keys_again)
+
+
+def _stamp(file: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ray.exceptions import LocalRayletDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import DeploymentUnavailableError, ReplicaUnavailableError, RequestCancelledError
 
-from engine.errors import CancelledError, ServerError, error_from_code
+from engine.errors import CancelledError, ConflictError, ServerError, error_from_code
 from launcher.client.async_client import NO_FILES
 from launcher.client.results import Event, Following
 from launcher.http.answers.link import ASK_S
@@ -44,7 +44,7 @@ class RayLink:
         self._draw = handle.options(method_name="draw", stream=True)
         self._ask_one = handle.options(method_name="ask")
         self._replay = Replay(self._send, fleet)
-        self._ending: asyncio.Event | None = None
+        self.counts = self._replay.counts
 
     @asynccontextmanager
     async def connected(self, _: object) -> AsyncIterator[None]:
@@ -76,10 +76,9 @@ class RayLink:
         return add_status([status for _, status, _ in found])
 
     async def metrics(self) -> bytes:
-        """Ask all engines for their metrics, and put them into one text, each with a label `replica`; this ingress'
-        own are behind them."""
+        """Ask all engines for their metrics, and put them into one text, each with a label `replica`."""
         found = await self._ask_all(messages.Metrics(), messages.MetricsReply)
-        return join_metrics({name: text for name, _, text in found}) + self._replay.counts.render()
+        return join_metrics({name: text for name, _, text in found}, "replica")
 
     async def loras(self) -> messages.Loras:
         """List the LoRAs of an engine: all have the same, but while they are told of others."""
@@ -93,11 +92,11 @@ class RayLink:
 
     async def load_lora(self, name: str, path: str | None, strength: float) -> messages.Loras:
         """Refuse it: which LoRAs there are is declared for all engines, those that start later too."""
-        raise error_from_code("conflict", LORAS_DECLARED)
+        raise ConflictError(LORAS_DECLARED)
 
     async def unload_lora(self, name: str) -> messages.Loras:
         """Refuse it: see `load_lora`."""
-        raise error_from_code("conflict", LORAS_DECLARED)
+        raise ConflictError(LORAS_DECLARED)
 
     def end(self) -> None:
         """Do nothing: Serve waits until an ingress has answered all, and engines outlive it."""

@@ -51,7 +51,10 @@ def settle(args: Mapping[str, Any]) -> Settled:
         raise
     sizes = tuple(parse_size("warm_up_sizes", size, model, frontend.limits) for size in read.cluster.warm_up_sizes)
     check_http(_unkeyed(read, frontend), insecure=True)  # whether there are keys is known in the ingress alone
-    return Settled(read, msgspec.structs.replace(frontend, warm_up_sizes=sizes, hash_files=True), model, warnings)
+    frontend = msgspec.structs.replace(
+        frontend, warm_up_sizes=sizes, hash_files=True, lora_dir=None, parent_loads_loras=True
+    )
+    return Settled(read, frontend, model, warnings)
 
 
 def _no_workload(*_: object) -> Any:

@@ -10,10 +10,10 @@ from fastapi import FastAPI, Path
 from starlette.requests import Request
 from starlette.responses import Response
 
-from engine.errors import error_from_code
+from engine.errors import ArgumentError, error_from_code
 from launcher.client.results import Result
 from launcher.http.answers.schemas import Responses
-from launcher.http.workers.held_files import HeldFiles
+from launcher.http.workers.held_files import HeldFiles, shared_files
 from launcher.messages.configs import HttpConfig
 
 FILES_PATH = "/v1/images/files/"
@@ -24,8 +24,18 @@ class HeldImages:
     """Keeps images, and says where they are."""
 
     def __init__(self, config: HttpConfig) -> None:
-        self._files = HeldFiles(config.run_folder)
-        self._public_url = config.public_url
+        shared = config.images_folder
+        self._files = HeldFiles(config.run_folder) if shared is None else shared_files(shared)
+        self._public_url, self._can_link = config.public_url, config.links
+
+    def check(self, *, links: bool) -> None:
+        """Raise `ArgumentError` if an answer is to have links, and other machines may be asked for what is behind."""
+        if links and not self._can_link:
+            raise ArgumentError(
+                "response_format must be b64_json: this cluster has several HTTP processes, and no images_folder in "
+                "its config that all of them share",
+                parameter="response_format",
+            )
 
     async def links(self, request: Request, result: Result) -> list[str]:
         """Keep the images of a result. Returns their urls, for whoever sent `request`."""

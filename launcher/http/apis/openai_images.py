@@ -43,6 +43,8 @@ def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages, form_route:
     async def draw(body: ImageRequest, request: Request, key: str | None, kind: str, told: tuple[str, ...]) -> Response:
         request.state.model = studio.check_model(body.model)
         sent = body.sent
+        shown = body.response_format or ("url" if (body.model or "").startswith(_LINKED) else "b64_json")
+        held.check(links=shown == "url" and not body.stream)
         try:
             given, previews = to_parameters(body), body.partial_images
             files = await body.pictures.files(studio.config.limits.max_image_bytes)
@@ -57,7 +59,6 @@ def add_image_routes(app: FastAPI, studio: Studio, held: HeldImages, form_route:
             result = await drawing.result()
         except ArgumentError as error:
             raise in_words_of(sent, error) from None
-        shown = body.response_format or ("url" if (body.model or "").startswith(_LINKED) else "b64_json")
         urls = await held.links(request, result) if shown == "url" else None
         return JsonResponse(images_object(drawing, result, urls, warnings), headers=drawing.headers)
 

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -22,15 +22,24 @@ _NAME = re.compile(r"[\w-]{32}\.[a-z]{3,5}", re.ASCII)
 _UNFINISHED = "."  # what the name of a file begins with that is being written
 
 
+def shared_files(folder: str) -> HeldFiles:
+    """Give the files in a folder that several machines share, whose clocks agree to the minute."""
+    return HeldFiles(folder, time.time)
+
+
 class HeldFiles:
     """Keeps image files by names that nobody can guess, each for `HELD_S`.
 
     Above `HELD_BYTES`, or `HELD_FILES`, the oldest go first. Several processes may use the same folder, which is made
     if it is not there. Methods wait for the disk, and may be called in any thread.
+
+    clock: seconds of a clock that all who use the folder have in common. By default no setting of a machine's clock
+    moves it, and only its own processes have it.
     """
 
-    def __init__(self, run_folder: str | Path) -> None:
+    def __init__(self, run_folder: str | Path, clock: Callable[[], float] | None = None) -> None:
         self._folder = Path(run_folder) / "images"
+        self._clock = clock or (lambda: time.monotonic())
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._lock = Lock()
 
@@ -42,7 +51,7 @@ class HeldFiles:
             with open(unfinished, "xb", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
                 output.write(file)
                 output.flush()  # which gives it the kernel's time
-                now = time.monotonic_ns()  # no setting of the clock moves it, and all processes have it in common
+                now = int(self._clock() * 10**9)
                 os.utime(output.fileno(), ns=(now, now))
             unfinished.rename(self._folder / name)
         except OSError as error:
@@ -57,7 +66,7 @@ class HeldFiles:
         if not _NAME.fullmatch(name):
             return None
         with suppress(FileNotFoundError), open(self._folder / name, "rb") as file:
-            return file.read() if not _is_old(os.fstat(file.fileno())) else None
+            return file.read() if not self._is_old(os.fstat(file.fileno())) else None
         return None
 
     def remove_old(self) -> None:
@@ -67,7 +76,7 @@ class HeldFiles:
             for path, found in sorted(self._list(), key=lambda each: -each[1].st_mtime_ns):
                 size, number = size + found.st_size, number + 1
                 too_many = number > 1 and (size > HELD_BYTES or number > HELD_FILES)
-                if too_many or _is_old(found):
+                if too_many or self._is_old(found):
                     Path(path).unlink(missing_ok=True)
 
     async def sweep(self) -> None:
@@ -83,6 +92,5 @@ class HeldFiles:
                 with suppress(FileNotFoundError):  # another process has removed it
                     yield entry.path, entry.stat()
 
-
-def _is_old(found: os.stat_result) -> bool:
-    return time.monotonic() - found.st_mtime > HELD_S
+    def _is_old(self, found: os.stat_result) -> bool:
+        return self._clock() - found.st_mtime > HELD_S

@@ -28,8 +28,8 @@ def add_status(found: Sequence[StatusReply]) -> StatusReply:
     )
 
 
-def join_metrics(found: Mapping[str, bytes]) -> bytes:
-    """Put texts in Prometheus' format into one, where each sample has a label `replica` with its text's name."""
+def join_metrics(found: Mapping[str, bytes], label: str) -> bytes:
+    """Put texts in Prometheus' format into one, where each sample has a label with its text's name."""
     families: dict[str, tuple[list[str], list[str]]] = {}  # about each, and its samples
     for name, text in found.items():
         about, samples = families.setdefault("", ([], []))
@@ -40,7 +40,7 @@ def join_metrics(found: Mapping[str, bytes]) -> bytes:
             elif line.startswith("#"):
                 about[1:] = [line]
             elif line:
-                samples.append(_labelled(line, f'replica="{name}"'))
+                samples.append(_labelled(line, f'{label}="{name}"'))
     return "".join(f"{line}\n" for about, samples in families.values() for line in (*about, *samples)).encode()
 
 

@@ -40,9 +40,9 @@ _YES = ("true", "1", "yes", "on")
 _NAMES = {**SYNONYMS, "inpaint_full_res_padding": "mask_crop"}
 
 
-def add_automatic1111_routes(app: FastAPI, studio: Studio, link: Link) -> None:
-    """Add all routes that clients of A1111 use."""
-    watching = Watching(Neighbours(studio.config.run_folder, studio.config.worker))
+def add_automatic1111_routes(app: FastAPI, studio: Studio, link: Link, neighbours: Neighbours) -> None:
+    """Add all routes that clients of A1111 use. neighbours: the way to requests that other processes draw."""
+    watching = Watching(neighbours)
 
     async def draw(body: Txt2ImgBody, request: Request, key: str | None, name: str, pictures: Pictures) -> Response:
         request.state.model = model = studio.check_model(None)

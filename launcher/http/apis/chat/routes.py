@@ -40,6 +40,7 @@ def add_chat_routes(app: FastAPI, studio: Studio, held: HeldImages, route_class:
         def say(error: Krea2Error) -> Krea2Error:
             return in_words_of(sent, error, _NAMES)
 
+        held.check(links=body.links)
         num_choices = body.n or 1
         asked = to_image_request(body)
         given, told = to_parameters(asked), of_strength(asked)

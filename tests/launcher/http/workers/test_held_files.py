@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import Krea2Error
-from launcher.http.workers.held_files import HeldFiles
+from launcher.http.workers.held_files import HELD_S, HeldFiles, shared_files
 from tests.launcher.processes import PATIENCE_S
 
 
@@ -95,3 +95,14 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_none(
     with pytest.raises(Krea2Error, match=rf"cannot be kept as {tmp_path}/images/\S+\.png: No space left on device"):
         files.add(b"12", "png")
     assert not os.listdir(tmp_path / "images")
+
+
+def test_machines_that_share_a_folder_share_the_time_of_day_and_not_that_since_they_were_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = shared_files(str(tmp_path)).add(b"first", "png")
+    monkeypatch.setattr(time, "monotonic", lambda: 10 * HELD_S)  # of another machine
+    assert shared_files(str(tmp_path)).get(name) == b"first"
+    really = time.time()
+    monkeypatch.setattr("time.time", lambda: really + 2 * HELD_S)
+    assert shared_files(str(tmp_path)).get(name) is None
