@@ -31,6 +31,13 @@ FOREIGN_FLAGS = {
     "helm": {"--install", "--set", "--set-json", "--strict"},
     "kubectl": {"--from-file", "--from-literal"},
     "git": {"--follow"},
+    "ray": {
+        *("--address", "--block", "--dashboard-agent-grpc-port", "--dashboard-agent-listen-port", "--dashboard-port"),
+        *("--disable-usage-stats", "--head", "--max-worker-port", "--metrics-export-port", "--min-worker-port"),
+        *("--node-ip-address", "--node-manager-port", "--num-gpus", "--object-manager-port", "--object-store-memory"),
+        *("--ray-client-server-port", "--runtime-env-agent-port"),
+    },
+    "unshare": {"--map-root-user", "--net"},
 }
 FLAGS_OF_ALL = {"--help", "--version"}
 PLACEHOLDERS = ("DATE", "NAME", "FILE", "FOLDER", "PART")
