@@ -74,6 +74,7 @@ class Script:
                     sent.append(index)
                     chunk.append(drawn.image(index, attempt))
                 case "again" if sent:
+                    begun = True
                     chunk.append(drawn.image(self.chance.choice(sent), attempt))
                 case "place":
                     chunk.append(drawn.accepted(attempt, position=1))
