@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import pytest
 from engine.errors import Krea2Error, QueueFullError, RequestKilledRanksError, ServerError
 from launcher.messages.client_messages import Accepted, Generate, Image, Progress, Reply
 from tests.launcher.ray.replaying.fake_engines import (
+    Drawn,
     FakeCluster,
+    Replies,
     dies_after,
     file_of,
     refuses,
@@ -50,6 +53,18 @@ def test_a_request_goes_elsewhere_when_its_engine_dies_and_no_image_comes_twice(
         assert attempts == sorted(attempts)
         assert max(attempts) == (2 if after > 1 else 1)
         assert {getattr(reply, "request_id", None) for reply, _ in replies} == {"request"}
+
+    run_instantly(test())
+
+
+def test_an_image_of_ranks_that_were_lost_does_not_put_the_attempt_back() -> None:
+    async def test() -> None:
+        async def repeats(drawn: Drawn) -> AsyncGenerator[Replies, None]:
+            yield [drawn.accepted(attempt=2), drawn.image(0, attempt=1), drawn.step(5, attempt=2)]
+            yield [drawn.image(1, attempt=2)]
+
+        replies = await told(FakeCluster(one=repeats), num_images=2)
+        assert [getattr(reply, "attempt", None) for reply, _ in replies] == [2, 2, 2, 2]
 
     run_instantly(test())
 

@@ -89,6 +89,26 @@ def test_a_slow_client_keeps_nobody_waiting_and_gets_the_newest_of_each_kind() -
     run_instantly(test())
 
 
+def test_a_slow_client_gets_no_preview_of_an_image_that_is_there() -> None:
+    async def test() -> None:
+        async def draws(drawn: Any) -> Any:
+            yield [drawn.accepted(), drawn.preview(0, 1), drawn.preview(1, 1), drawn.image(0)]
+            await asyncio.sleep(20.0)
+            yield [drawn.image(1)]
+
+        replies = FakeCluster(one=draws).replay.replies(REQUEST)
+        await anext(replies)
+        await asyncio.sleep(10.0)
+        told = [reply async for reply, _ in replies]
+        assert [(type(reply), getattr(reply, "index", None)) for reply in told] == [
+            (Preview, 1),
+            (Image, 0),
+            (Image, 1),
+        ]
+
+    run_instantly(test())
+
+
 def test_requests_are_made_beside_each_other_whatever_their_clients_read() -> None:
     async def test() -> None:
         cluster = FakeCluster(one=well)
