@@ -108,11 +108,12 @@ class Fleet:
     def sent(self, ticket: str, name: str, work: float) -> None:
         """Note that a request was sent to a replica, with so much work. The same ticket again is sent there instead."""
         with self._lock:
-            now = self._clock()
+            now, again = self._clock(), ticket in self._tickets
             self._forget(ticket, now)
             seconds = self._seconds(work)
             self._tickets[ticket] = _Ticket(name, work, now, seconds)
-            self._sent_s, self._sent_at = self._recently_sent(now) + seconds, now
+            if not again:  # Serve's router chooses anew until a replica takes it
+                self._sent_s, self._sent_at = self._recently_sent(now) + seconds, now
             if (replica := self._replicas.get(name)) is not None:
                 replica.free_at = max(now, replica.free_at) + seconds
             while self._tickets and (
