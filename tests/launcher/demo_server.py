@@ -13,7 +13,7 @@ from tests.launcher.processes import PATIENCE_S, new_marked, temporary_folder
 # A warm-up that is cut off, as it is after a while, leaves no previews.
 PATIENT_WARM_UP = f"""
 import sys
-if "serve" in sys.orig_argv:
+if {{"serve", "_frontend"}} & {{*sys.orig_argv}}:
     from launcher.frontend import warm_up as warmup
     warmup.LONGEST_S = {PATIENCE_S}
 """

@@ -10,7 +10,7 @@ from tests.launcher.ray import servers
 from tests.launcher.ray.servers import Served
 from tests.network.own_network import is_own_network
 
-SERVERS = ("served",)
+SERVERS = ("served", "clustered")
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +25,13 @@ def served(_own_network: None) -> Iterator[Served]:
     """`krea2 serve`."""
     with servers.serve() as served:
         yield served
+
+
+@pytest.fixture(scope="session")
+def clustered(_own_network: None) -> Iterator[Served]:
+    """`krea2 cluster run` with two replicas, which leaves nothing when it ends."""
+    with servers.cluster() as clustered:
+        yield clustered
 
 
 @pytest.fixture(params=SERVERS)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.launcher.demo_server import PATIENT_WARM_UP
 from tests.launcher.processes import PATIENCE_S, Marked, new_marked, temporary_folder, wait_until
+from tests.launcher.ray.left_behind import MARK, Before, Listening, listening, named
 
 KEY = "sk-of-the-tests"
 APP = "https://app.example"  # whose pages may use the servers from a browser
@@ -35,10 +39,14 @@ class Served:
     process: Popen[str]
     log: Path
     replicas: int = 1
+    before: Before | None = None  # what there was before it
+    listened: tuple[Listening, ...] = ()  # at once when it was there
 
     def client(self, **headers: str) -> httpx.Client:
         """A client with the key, to be closed. It reads no certificates, which takes longer than many a request."""
-        return httpx.Client(base_url=self.url, headers=WITH_KEY | headers, timeout=PATIENCE_S, verify=False)
+        unlimited = httpx.Limits(max_connections=None)
+        sent = WITH_KEY | headers
+        return httpx.Client(base_url=self.url, headers=sent, timeout=PATIENCE_S, verify=False, limits=unlimited)
 
     def ask(self, method: str, path: str, **sent: Any) -> httpx.Response:
         """Send one request on a connection of its own."""
@@ -53,6 +61,11 @@ class Served:
         status = self.ask("GET", "/v1/status").json()
         return status["waiting"], status["running"]
 
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """Its processes in whose title or command all these words are, the oldest first."""
+        assert self.before is not None
+        return named(self.before.since(), *words)
+
     def wait_for_rest(self) -> None:
         """Wait until no request waits or runs."""
         wait_until(lambda: self.load() == (0, 0), "the end of all requests")
@@ -63,10 +76,32 @@ def serve(*options: str) -> Iterator[Served]:
     """`krea2 serve`, with the options of both and these."""
     with temporary_folder() as folder:
         marked = _marked(folder)
+        before = Before(marked.environment[MARK])
         try:
-            yield _started(marked, ("serve", "--port", "0", *OPTIONS, *options))
+            yield _started(marked, ("serve", "--port", "0", *OPTIONS, *options), before)
         finally:
             marked.kill()
+
+
+@contextmanager
+def cluster(*options: str, replicas: int = REPLICAS) -> Iterator[Served]:
+    """`krea2 cluster run`, with the options of both and these. It ends by Ctrl-C, and must leave nothing."""
+    with temporary_folder() as folder:
+        marked = _marked(folder)
+        before = Before(marked.environment[MARK])
+        command = ("cluster", "run", "--replicas", str(replicas), "--port", "0", *OPTIONS, *options)
+        try:
+            served = _started(marked, command, before, replicas)
+            yield served
+            if served.process.poll() is None:
+                os.killpg(served.process.pid, signal.SIGINT)  # as a terminal does: to all that it has started, too
+                assert served.process.wait(PATIENCE_S) == 128 + signal.SIGINT, served.log.read_text()[-5000:]
+            before.expect_nothing_left(marked.folder)
+        finally:
+            marked.kill()
+            for process in before.since():
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 def _marked(folder: str) -> Marked:
@@ -76,17 +111,19 @@ def _marked(folder: str) -> Marked:
     return marked
 
 
-def _started(marked: Marked, command: tuple[str, ...], replicas: int = 1) -> Served:
+def _started(marked: Marked, command: tuple[str, ...], before: Before, replicas: int = 1) -> Served:
     """Start a command that prints its address, and wait until it can draw."""
     log = marked.folder / "stderr"
     with log.open("w") as stderr:
-        process = marked.start_krea2(*command, stderr=stderr)
+        process = marked.start_krea2(*command, stderr=stderr, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("http: "):
             break
     else:
         raise AssertionError(f"the server ended before it said where it listens: {log.read_text()[-5000:]}")
-    served = Served(line.removeprefix("http: ").strip(), marked, process, log, replicas)
+    served = Served(
+        line.removeprefix("http: ").strip(), marked, process, log, replicas, before, tuple(listening(before.since()))
+    )
     wait_until(lambda: served.ask("GET", "/ready").status_code == 200, "readiness")
     return served

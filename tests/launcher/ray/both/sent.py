@@ -115,7 +115,6 @@ REFUSED = [
     Refused(403, "origin_not_allowed", "POST", PATH, json=BODY, headers={"Origin": "https://evil.example"}),
     Refused(404, GONE, "GET", "/nothing"),
     Refused(404, GONE, "GET", "/page/../app.py"),
-    Refused(404, GONE, "GET", "/-/routes"),  # of Ray's proxy
     Refused(404, GONE, "POST", "/images/generations", json=BODY),
     Refused(404, GONE, "GET", "/v1/images/files/nothing.png"),
     Refused(404, "model_not_found", "POST", PATH, "model", json=BODY | {"model": "nobody"}),

@@ -65,6 +65,7 @@ def test_its_state_is_told(server: Served) -> None:
     assert server.ask("GET", "/health").json() == {"status": "ok"}
     ready = server.ask("GET", "/ready").json()
     assert ready.items() >= {"status": "ready", "waiting": 0, "running": 0}.items()
+    assert ready["backlog_s"] == 0
     status = server.ask("GET", "/v1/status").json()
     expected = {"model": "krea", "version": engine.__version__, "device": "cpu", "ready": True, "not_ready": None}
     assert status.items() >= (expected | {"tp": 1, "sp": 1, "restarts": 0}).items()
@@ -91,7 +92,7 @@ def test_metrics_are_of_http_and_of_the_engine(server: Served) -> None:
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
     drawn = [sample for sample in families["krea2_http_requests"].samples if sample.labels.get("route") == PATH]
     assert sum(sample.value for sample in drawn if sample.labels["status"] == "200") >= 1
-    for name in ("krea2_requests_waiting", "krea2_requests_running"):
+    for name in ("krea2_requests_waiting", "krea2_requests_running", "krea2_backlog_seconds"):
         assert name in families, sorted(families)
     assert without_key(server, "GET", "/metrics").status_code == 401
 
