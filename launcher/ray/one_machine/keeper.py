@@ -83,7 +83,10 @@ class _Keeper:
         while not self._stop.wait(_WATCH_S):
             ray.check()
         if self._config.drain_s:
-            ray.drain(self._config.drain_s)
+            try:
+                ray.drain(self._config.drain_s)
+            except Exception as error:  # it is to stop all the same
+                self._send(Output(process="ray", line=f"what runs cannot be waited for: {describe(error)}"))
 
     def _parent_ended(self, died: bool) -> None:
         """Stop in order if the parent wants that, and there is something to do so with."""

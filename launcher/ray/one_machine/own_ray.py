@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import asyncio
 import contextlib
 import importlib
 import logging
@@ -96,16 +96,8 @@ class OwnRay:
 
         Serve would answer with 404 as soon as the application is deleted, as if nothing had ever been there.
         """
-        ingresses = serve.get_deployment_handle(_NO_ENGINE, APPLICATION)
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError):
-                running = ingresses.broadcast("leave").results(
-                    timeout_s=left
-                )  # none of those that it does not know yet
-                if running and not sum(running):
-                    break
-            time.sleep(_POLL_S)
+        asyncio.run(_leave(deadline))
         time.sleep(min(_PASSED_ON_S, max(0.0, deadline - time.monotonic())))
         while (late := has_unsent(self._config.port)) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
@@ -124,6 +116,18 @@ class OwnRay:
         ready, all_of_them = sum(each.get("RUNNING", 0) for each in states), sum(sum(each.values()) for each in states)
         on_stage(Stage(name="starting engines" + (f", {ready} of {all_of_them} ready" if ready else "")))
         return bool(application.status == "RUNNING")
+
+
+async def _leave(deadline: float) -> None:
+    """Have ingresses take no more requests, and wait until they have none, or the deadline."""
+    ingresses = serve.get_deployment_handle(_NO_ENGINE, APPLICATION)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            while True:
+                running = await ingresses.broadcast("leave").results_async()  # of those that it knows already
+                if running and not sum(running):
+                    return
+                await asyncio.sleep(_POLL_S)
 
 
 def _has_room() -> bool:
