@@ -16,7 +16,6 @@ from launcher.cli.cluster.options import ClusterCommand, arguments_of, cluster_o
 from launcher.cli.options.engine_options import model_argument
 from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say
-from launcher.messages.connections.sockets import is_loopback
 
 _NEXT = """\
 next, on the head of the Ray cluster, with RAY_AUTH_MODE=token and its token (docs/many-machines.md):
@@ -63,6 +62,8 @@ def config(context: click.Context, /, *, port: int, checked: Path | None, **opti
     args = arguments_of(options)
     found = check_arguments(args)
     host = options["host"]
+    from launcher.messages.connections.sockets import is_loopback  # with zmq, which no other command is to wait for
+
     say(write(args, host=host, port=port).rstrip("\n"))
     _tell(found)
     if not (is_loopback(host) or options["insecure"] or options["api_key_file"]):
