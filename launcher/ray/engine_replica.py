@@ -113,16 +113,14 @@ class EngineReplica:
     async def check_health(self) -> None:
         """Raise an error if this engine will make no more images: its front-end has ended or hangs, or its ranks were
         given up. While ranks are replaced it is well."""
-        async with asyncio.timeout(_ASK_S):
-            status = await self._running().status()
+        status = await self._status()
         if status.given_up:
-            raise ServerError(f"the ranks were given up: {status.not_ready}")
+            raise RuntimeError(f"the ranks were given up: {status.not_ready}")
 
     async def record_routing_stats(self) -> dict[str, float]:
         """Say how much work there is, for routing: NaN seconds while nobody knows. All ingresses are told each change,
         so that it is rounded."""
-        async with asyncio.timeout(_ASK_S):
-            status = await self._running().status()
+        status = await self._status()
         backlog_s = math.nan if status.backlog_s is None else round(status.backlog_s, 2)
         return {"backlog_s": backlog_s, "waiting": status.waiting, "running": status.running}
 
@@ -144,6 +142,14 @@ class EngineReplica:
         if self._client is not None:
             client, self._client = self._client, None
             await client.close()
+
+    async def _status(self) -> messages.StatusReply:
+        """Ask the front-end. What this raises goes to Serve's controller, so that it is none of our own types."""
+        try:
+            async with asyncio.timeout(_ASK_S):
+                return await self._running().status()
+        except Krea2Error as error:
+            raise RuntimeError(error.message) from None
 
     def _running(self) -> AsyncClient:
         if self._ended is not None:

@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from launcher.http.guard import is_request_id
 
-IMPORT_PATH = f"{__name__}:middlewares"
 _HEADER = b"x-request-id"
 
 

@@ -173,10 +173,10 @@ def test_serve_hears_how_much_work_there_is_and_of_ranks_that_were_given_up() ->
         assert math.isnan((await replica.record_routing_stats())["backlog_s"])
         assert (await replica.record_autoscaling_stats())["backlog_s"] == 0.0
         client.said = msgspec.structs.replace(STATUS, ready=False, not_ready="rank 0 died", given_up=True)
-        with pytest.raises(ServerError, match="rank 0 died"):
+        with pytest.raises(RuntimeError, match="rank 0 died"):
             await replica.check_health()
         client.error = ServerError("no answer")
-        with pytest.raises(ServerError, match="no answer"):
+        with pytest.raises(RuntimeError, match="no answer"):
             await replica.check_health()
 
     asyncio.run(run())
@@ -193,7 +193,7 @@ def test_the_actor_of_a_front_end_that_died_fails_its_calls_and_exits(monkeypatc
         assert isinstance(failed, Failed)
         assert failed.code == "server_unavailable"
         assert "it was killed" in failed.message
-        with pytest.raises(ServerError):
+        with pytest.raises(RuntimeError):
             await replica.check_health()
         async with asyncio.timeout(PATIENCE_S):
             assert await exited == 1
@@ -210,7 +210,7 @@ def test_an_engine_that_is_stopped_takes_its_actor_with_it_in_order(monkeypatch:
         replica._front_end_ended(ServerError("the client was closed"))
         await replica.stop()
         assert client.closed
-        with pytest.raises(ServerError, match="is being stopped"):
+        with pytest.raises(RuntimeError, match="is being stopped"):
             await replica.check_health()
 
     asyncio.run(run())
