@@ -25,11 +25,7 @@ _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is told to anybody
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # replicas run in the environment that there is
     "RAY_DEDUP_LOGS": "0",
-    # A replica in one event loop, and bytes to it by gRPC and not as objects of the store: half of what Serve adds to a
-    # request.
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # bytes to a replica are no objects of the store then, which costs less
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "launcher.ray.web.proxy_callback:middlewares",
 }
 
