@@ -60,8 +60,8 @@ class EngineReplica:
     ) -> AsyncGenerator[bytes, None]:
         """Draw what a `Generate` message asks for. Each chunk is what `encode_replies` makes of the replies so far.
 
-        A failure is a `Failed` message, the last. Without `progress` only the first `Progress` is passed on, which says
-        that the request has begun. hints: what routing was told, which is of no use here. Closing it early cancels.
+        A failure is a `Failed` message, the last. Without `progress` only the first `Progress` of an attempt is passed
+        on, which says that it has begun. hints: what routing was told, of no use here. Closing it early cancels.
         """
         request_id = None
         try:

@@ -14,12 +14,12 @@ Replies = list[tuple[Reply, bytes]]
 
 
 class Gathering:
-    """The replies to one request, gathered. progress: whether more than the first `Progress` is of use."""
+    """The replies to one request, gathered. progress: whether more than an attempt's first `Progress` is of use."""
 
     def __init__(self, replies: AsyncGenerator[tuple[Reply, bytes], None], *, progress: bool) -> None:
         self._replies, self._progress = replies, progress
         self._gathered: Replies = []
-        self._has_begun = False
+        self._begun = 0  # the attempt that is known to have begun
         self._changed = asyncio.Event()
         self._ended = False
 
@@ -68,9 +68,9 @@ class Gathering:
 
     def _take(self, reply: Reply, file: bytes) -> None:
         if isinstance(reply, Progress):
-            if self._has_begun and not self._progress:
+            if reply.attempt <= self._begun and not self._progress:
                 return
-            self._has_begun = True
+            self._begun = reply.attempt
             self._gathered = [each for each in self._gathered if not isinstance(each[0], Progress)]
         self._gathered.append((reply, file))
         self._changed.set()

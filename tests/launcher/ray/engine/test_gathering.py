@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 
+import msgspec
 import pytest
 
 from launcher.messages.client_messages import Accepted, Image, Progress, Reply
@@ -13,8 +14,8 @@ from launcher.ray.engine.gathering import WAIT_S, Gathering
 ACCEPTED = Accepted(request_id="a", position=0, estimated_s=1.0, attempt=1)
 
 
-def progress(step: int) -> Progress:
-    return Progress(request_id="a", step=step, steps=9, estimated_s=None, attempt=1)
+def progress(step: int, attempt: int = 1) -> Progress:
+    return Progress(request_id="a", step=step, steps=9, estimated_s=None, attempt=attempt)
 
 
 def image() -> Image:
@@ -66,6 +67,20 @@ def test_that_a_request_has_begun_is_told_soon_and_its_further_progress_not_at_a
         assert asyncio.get_running_loop().time() - began >= 0.9 * WAIT_S
         engine.say(progress(2), progress(3), image())
         assert [type(reply) for reply, _ in await anext(chunks)] == [Image]
+        await chunks.aclose()
+
+    asyncio.run(test())
+
+
+def test_a_request_that_starts_over_is_said_to_have_begun_again() -> None:
+    async def test() -> None:
+        engine = Engine()
+        chunks = Gathering(engine.replies(), progress=False).chunks()
+        engine.say(ACCEPTED, progress(1))
+        await anext(chunks)
+        again = msgspec.structs.replace(ACCEPTED, attempt=2)
+        engine.say(again, progress(1, attempt=2), progress(2, attempt=2), image())
+        assert [reply for reply, _ in await anext(chunks)] == [again, progress(1, attempt=2), image()]
         await chunks.aclose()
 
     asyncio.run(test())
