@@ -25,7 +25,7 @@ from launcher.threads import in_own_thread
 
 ENGINE, INGRESS = "engine", "ingress"  # the names of the deployments, which a config may name for its overrides
 _BEYOND_QUEUE = 64  # requests that an engine may have beside those that wait, so that it refuses, and not Serve
-_INGRESS_REQUESTS = 1000  # at once: most wait for engines
+_INGRESS_REQUESTS = 1000  # at once, besides those that engines may have: it is for engines to refuse some
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
 _STATS_PERIOD_S, _STATS_TIMEOUT_S = 2.0, 10.0
 _WAIT_LOOP_S = 0.5  # between looks whether a replica that is to stop has done all
@@ -95,7 +95,7 @@ def make_application(args: Mapping[str, Any]) -> Any:
     read = settled.args
     given = read.given()
     engine = serve.deployment(Engine, name=ENGINE, **engine_settings(settled))
-    ingress = serve.deployment(Ingress, name=INGRESS, **ingress_settings(read))
+    ingress = serve.deployment(Ingress, name=INGRESS, **ingress_settings(settled))
     return ingress.bind(given, engine.bind(given))
 
 
@@ -107,10 +107,11 @@ def engine_settings(settled: Settled) -> dict[str, Any]:
     cpus = cluster.engine_cpus
     if cpus is None:
         cpus = float(gpus) if gpus else _CPUS_A_RANK * engine.ranks
+    loras = () if read.engine.get("merge_lora") else read.engine.get("loras", ())  # those are in the weights
     settings: dict[str, Any] = {
         "ray_actor_options": {"num_gpus": gpus, "num_cpus": cpus},
-        "user_config": {"loras": list(read.engine.get("loras", ()))},
-        "max_ongoing_requests": settled.frontend.limits.max_queue + _BEYOND_QUEUE,
+        "user_config": {"loras": list(loras)},
+        "max_ongoing_requests": _most_requests(settled),
         "graceful_shutdown_timeout_s": cluster.drain_s,
         "graceful_shutdown_wait_loop_s": _WAIT_LOOP_S,
         "health_check_period_s": _HEALTH_PERIOD_S,
@@ -140,12 +141,18 @@ def engine_settings(settled: Settled) -> dict[str, Any]:
     return settings | {"autoscaling_config": scaling}
 
 
-def ingress_settings(read: ClusterArgs) -> dict[str, Any]:
+def _most_requests(settled: Settled) -> int:
+    """Requests that an engine may have at once."""
+    return settled.frontend.limits.max_queue + _BEYOND_QUEUE
+
+
+def ingress_settings(settled: Settled) -> dict[str, Any]:
     """Say how Serve is to run the ingresses."""
+    read = settled.args
     return {
         "num_replicas": read.ingress_replicas,
         "ray_actor_options": {"num_gpus": 0, "num_cpus": read.cluster.ingress_cpus},
-        "max_ongoing_requests": _INGRESS_REQUESTS,
+        "max_ongoing_requests": read.max_replicas * _most_requests(settled) + _INGRESS_REQUESTS,
         "graceful_shutdown_timeout_s": read.cluster.drain_s + _AFTER_ENGINES_S,
         "graceful_shutdown_wait_loop_s": _WAIT_LOOP_S,
         "health_check_period_s": _HEALTH_PERIOD_S,
