@@ -83,6 +83,8 @@ def run(*, port: int, api_keys: tuple[str, ...], log_format: str, **options: Any
     count = replicas_of(options["replicas"])
     if count["min_replicas"] != count["max_replicas"]:
         raise ArgumentError.of("replicas", "a number: on one machine as many run as may", options["replicas"])
+    if any(key.split() != [key] for key in api_keys if key):  # which is not repeated, being a secret
+        raise ArgumentError("api_key must have no white space: it reaches an ingress among others", parameter="api_key")
     replicas, engine = count["min_replicas"], settled.frontend.engine
     keys = _keys(settled, api_keys)
     tell_access(keys, insecure=settled.args.http.insecure)

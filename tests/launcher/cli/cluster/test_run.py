@@ -25,6 +25,7 @@ RUN = ("cluster", "run")
         (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from other machines, and nothing asks who they are"),
         (["--port", "70000"], "--port must be between 0 and 65535, got 70000"),
         (["--api-key-file", "none"], "--api-key-file must be a text file that can be read"),
+        (["--api-key", "two words"], "--api-key must have no white space: it reaches an ingress among others"),
         (["--lora", "none.safetensors"], "{here}/none.safetensors: No such file or directory"),
         (["/nowhere"], "/nowhere: there is no such folder or file"),
         (["demo", "--model", "demo-raw"], "MODEL demo contradicts --model demo-raw"),
