@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from engine.errors import ArgumentError
 from launcher.http.app import make_app
 from launcher.http.guard import Guard
 from launcher.http.server_process import check_http
@@ -21,6 +23,7 @@ from launcher.processes import forget_secrets
 from launcher.ray.settled import settle
 from launcher.ray.web.behind_proxy import BehindProxy
 from launcher.ray.web.ingresses import Ingresses
+from launcher.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from launcher.http.answers.link import Link
@@ -39,17 +42,21 @@ def make_ingress(args: Mapping[str, Any], link: Link, ingresses: Ingresses) -> t
     """
     configure_logs("json", process="ingress")
     config = ingress_config(args)
+    folder = RunFolder.make()  # which the next ingress of this machine removes if this one is killed
+    config = msgspec.structs.replace(config, run_folder=folder.path)
     guard = make_app(config, link, neighbours=ingresses.neighbours, join_counts=ingresses.metrics)
-    beside: list[Beside] = [_sweeping(config)]
+    beside: list[Beside] = [_sweeping(config, folder)]
     if config.api_key_file is not None:
         beside.append(_reading_keys(guard, config.api_key_file))
     return BehindProxy(guard), beside
 
 
 def ingress_config(args: Mapping[str, Any]) -> HttpConfig:
-    """Make the configuration of its application. Raises `ArgumentError`, `CheckpointError`, `LoraError`."""
+    """Make the configuration of its application, but for its run folder. Raises what `settle` does."""
     settled = settle(args)
     http, cluster = settled.args.http, settled.args.cluster
+    if cluster.images_folder is not None and not Path(cluster.images_folder).is_dir():
+        raise ArgumentError.of("images_folder", "a folder on every node that runs an ingress", cluster.images_folder)
     keys: dict[str, Any] = {"api_keys": tuple(os.environ.get(_KEY, "").split())}
     forget_secrets(os.environ)
     if http.api_key_file is not None:
@@ -68,7 +75,6 @@ def ingress_config(args: Mapping[str, Any]) -> HttpConfig:
         max_body_bytes=http.max_body_bytes,
         client_name=_NAME,
         created=int(time.time()),
-        run_folder=tempfile.mkdtemp(prefix="krea2-ingress-"),
         images_folder=cluster.images_folder,
         links=settled.args.ingress_replicas == 1 or cluster.images_folder is not None,
         **keys,
@@ -78,13 +84,13 @@ def ingress_config(args: Mapping[str, Any]) -> HttpConfig:
     return config
 
 
-async def _sweeping(config: HttpConfig) -> None:
+async def _sweeping(config: HttpConfig, folder: RunFolder) -> None:
     """Remove images behind links that are held no more, and at the end the folder of those that this process held."""
     files = HeldFiles(config.run_folder) if config.images_folder is None else shared_files(config.images_folder)
     try:
         await files.sweep()
     finally:
-        shutil.rmtree(config.run_folder, ignore_errors=True)
+        folder.remove()
 
 
 async def _reading_keys(guard: Guard, file: str) -> None:
