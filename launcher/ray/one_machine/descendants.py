@@ -10,6 +10,7 @@ import ctypes
 import os
 import signal
 import time
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -28,17 +29,24 @@ def adopt_orphans() -> None:
 def descendants() -> list[int]:
     """List the ids of the processes that come from this one and run, each after its parent."""
     children: dict[int, list[int]] = {}
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with suppress(OSError):
-                # The name before, in brackets, may have any characters.
-                state, parent = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
-                if state not in ("Z", "X"):
-                    children.setdefault(int(parent), []).append(int(entry))
+    for process, parent, has_ended in _processes():
+        if not has_ended:
+            children.setdefault(parent, []).append(process)
     found = [*children.get(os.getpid(), ())]
     for process in found:  # which grows
         found += children.get(process, ())
     return found
+
+
+def bury_orphans(own: Container[int]) -> None:
+    """Take the exit codes of those adopted that have ended, or they would stay as zombies until this process ends.
+
+    own: the ids of the processes that this one has started, for whose codes somebody else waits.
+    """
+    for process, parent, has_ended in _processes():
+        if has_ended and parent == os.getpid() and process not in own:
+            with suppress(ChildProcessError):
+                os.waitpid(process, os.WNOHANG)
 
 
 def end_descendants(patience_s: float) -> list[int]:
@@ -58,6 +66,16 @@ def end_descendants(patience_s: float) -> list[int]:
         time.sleep(_LOOK_S)
     _bury()
     return running
+
+
+def _processes() -> Iterator[tuple[int, int, bool]]:
+    """Tell of each process its id, its parent's, and whether it has ended."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with suppress(OSError):
+                # The name before, in brackets, may have any characters.
+                state, parent = Path(f"/proc/{entry}/stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
+                yield int(entry), int(parent), state in ("Z", "X")
 
 
 def _bury() -> None:

@@ -18,7 +18,7 @@ from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
 from engine.errors import LaunchError, ServerError
 from launcher.messages.message_parts import Stage
-from launcher.ray.one_machine.descendants import descendants
+from launcher.ray.one_machine.descendants import bury_orphans, descendants
 from launcher.ray.one_machine.failures import failure, of_ours
 from launcher.ray.one_machine.listening import has_unsent
 from launcher.ray.one_machine.messages import ClusterConfig
@@ -86,7 +86,11 @@ class OwnRay:
             time.sleep(_POLL_S)
 
     def check(self) -> None:
-        """Raise `ServerError` if one of the processes has ended that there is no Ray without."""
+        """Raise `ServerError` if one of the processes has ended that there is no Ray without.
+
+        Buries what others have left, as a replica that is killed leaves its engine.
+        """
+        bury_orphans(self._processes)
         lost = self._processes - {*descendants()}
         if lost:
             raise ServerError(f"Ray has ended: {len(lost)} of its {len(self._processes)} own processes are gone")
