@@ -35,7 +35,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag=s
 
 
 class _Versioned(Message, frozen=True, kw_only=True):
-    version: int = PROTOCOL_VERSION
+    version: int = msgspec.field(default_factory=lambda: PROTOCOL_VERSION)  # so that `omit_defaults` leaves it in
 
 
 class _Reply(_Versioned, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -45,8 +45,10 @@ class _Reply(_Versioned, frozen=True, kw_only=True, forbid_unknown_fields=False)
 # ---- client → front-end
 
 
-class Generate(_Versioned, frozen=True, kw_only=True):
+class Generate(_Versioned, frozen=True, kw_only=True, omit_defaults=True):
     """Make images. Sending it twice with the same `request_id` is harmless. None means the checkpoint's default.
+
+    What has its default is not sent, so that an older server understands all that asks for nothing new.
 
     seed: -1 is drawn, too. output_compression: the quality of JPEG and WebP files; 100 is best. preview_every: denoise
     steps of an image between its previews; None for no previews. idempotency_key: a request of the same caller with the

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.messages.client_messages import Accepted, Failed, Image, Progress
-from launcher.messages.encoding import encode
+from launcher.messages.client_messages import PROTOCOL_VERSION, Accepted, Failed, Generate, Image, Progress
+from launcher.messages.encoding import encode, encode_request
 from launcher.ray.wire import Hints, decode_hints, decode_replies, encode_hints, encode_replies
 
 TEXT = st.text(max_size=8)
@@ -47,3 +47,9 @@ def test_what_a_newer_release_adds_is_left_out():
 def test_what_is_none_raises_one_kind_of_error(chunk):
     with pytest.raises(msgspec.DecodeError):
         decode_replies(chunk)
+
+
+def test_an_older_engine_is_asked_for_nothing_that_nobody_asked_for():
+    """Nor does a message go without its version, which says what its fields mean."""
+    sent = msgspec.msgpack.decode(encode_request(Generate(request_id="a", prompt="p", seed=3)))
+    assert sent == {"type": "generate", "version": PROTOCOL_VERSION, "request_id": "a", "prompt": "p", "seed": 3}
