@@ -19,7 +19,8 @@ from launcher.ray.engine_replica import EngineReplica
 from launcher.ray.ingress import make_ingress
 from launcher.ray.link import RayLink
 from launcher.ray.settled import Settled, settle
-from launcher.ray.web.ingresses import Ingresses
+from launcher.ray.web.asking import answers_within
+from launcher.ray.web.ingresses import ANSWER_S, Ingresses
 from launcher.ray.wire import decode_named, encode_named
 from launcher.threads import in_own_thread
 
@@ -75,9 +76,8 @@ class Ingress:
     async def _ask_all(self, question: bytes) -> dict[str, bytes]:
         if self._all is None:
             self._all = serve.get_deployment_handle(INGRESS, self._app_name)
-        with suppress(RayError, RayServeException):
-            answers = await self._all.broadcast("answer", question).results_async(return_exceptions=True)
-            return dict(decode_named(answer) for answer in answers if isinstance(answer, bytes))
+        with suppress(RayError, RayServeException, TimeoutError):
+            return dict(map(decode_named, await answers_within(self._all.broadcast("answer", question), ANSWER_S)))
         return {}
 
     async def __del__(self) -> None:

@@ -19,6 +19,7 @@ from launcher.messages import client_messages as messages
 from launcher.messages.encoding import describe, encode_request
 from launcher.ray.fleet import FLEET, Fleet
 from launcher.ray.replay import Replay, ReplicaLostError
+from launcher.ray.web.asking import answers_within
 from launcher.ray.web.summary import add_status, join_metrics
 from launcher.ray.wire import decode_named, decode_replies
 
@@ -26,6 +27,7 @@ _LOST = (
     RayActorError, ObjectLostError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ReplicaUnavailableError,
 )  # fmt: skip
 _ASK_S = 0.8 * ASK_S  # for all engines to answer, so that those who have can be told of
+_FRESH_S = 0.25  # that a status is answered again: whoever asks, with or without a key, all engines are asked for it
 _LOOK_S = 1.0  # between looks for engines until there is one
 _STARTING = "the cluster has no engine that takes requests yet: try again in a moment"
 
@@ -45,6 +47,8 @@ class RayLink:
         self._ask_one = handle.options(method_name="ask")
         self._replay = Replay(self._send, fleet)
         self.counts = self._replay.counts
+        self._status: asyncio.Task[messages.StatusReply] | None = None  # the newest, for all who ask meanwhile
+        self._status_at = 0.0
 
     @asynccontextmanager
     async def connected(self, _: object) -> AsyncIterator[None]:
@@ -72,6 +76,13 @@ class RayLink:
 
     async def status(self) -> messages.StatusReply:
         """Ask all engines, and add up what they say within a moment. Raises `ServerError` if none does."""
+        now = asyncio.get_running_loop().time()
+        if self._status is None or (self._status.done() and now - self._status_at >= _FRESH_S):
+            self._status, self._status_at = asyncio.create_task(self._ask_for_status()), now
+            self._status.add_done_callback(lambda asked: asked.cancelled() or asked.exception())  # if nobody waits
+        return await asyncio.shield(self._status)
+
+    async def _ask_for_status(self) -> messages.StatusReply:
         found = await self._ask_all(messages.Status(), messages.StatusReply)
         return add_status([status for _, status, _ in found])
 
@@ -131,16 +142,13 @@ class RayLink:
         """Ask all engines. Returns the answers that came within a moment, each with its engine and its file."""
         results: list[Any] = []
         with suppress(DeploymentUnavailableError, TimeoutError, *_LOST):
-            async with asyncio.timeout(_ASK_S):
-                asked = self._handle.broadcast("report", encode_request(question))
-                results = await asked.results_async(return_exceptions=True)
+            results = await answers_within(self._handle.broadcast("report", encode_request(question)), _ASK_S)
         found: list[tuple[str, T, bytes]] = []
         for result in results:
-            if not isinstance(result, BaseException):
-                name, chunk = decode_named(result)
-                ((reply, file),) = decode_replies(chunk)
-                if isinstance(reply, kind):
-                    found.append((name, reply, file))
+            name, chunk = decode_named(result)
+            ((reply, file),) = decode_replies(chunk)
+            if isinstance(reply, kind):
+                found.append((name, reply, file))
         if not found:
             raise ServerError(_STARTING)
         return found

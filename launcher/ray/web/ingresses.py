@@ -16,7 +16,8 @@ from launcher.http.apis.automatic1111.neighbours import Neighbours, Question, Se
 from launcher.messages.encoding import encode
 from launcher.ray.web.summary import join_metrics
 
-_ANSWER_S = 1.0  # after which an ingress that hangs is passed over
+ANSWER_S = 1.0  # after which an ingress that hangs is passed over
+_DEADLINE_S = ANSWER_S + 0.5  # for what the others have answered to come through
 
 Answers = dict[str, bytes]  # by the name of the ingress
 AskOthers = Callable[[bytes], Awaitable[Answers]]
@@ -73,7 +74,7 @@ class Ingresses:
         if self._ask_others is None:
             return answers
         with suppress(TimeoutError):
-            async with asyncio.timeout(_ANSWER_S):
+            async with asyncio.timeout(_DEADLINE_S):
                 answers = await self._ask_others(encode(question))
         return {name: answer for name, answer in answers.items() if name != self._name}
 

@@ -65,7 +65,7 @@ def test_metrics_are_of_all_ingresses_and_one_that_hangs_is_passed_over(monkeypa
             await asyncio.Event().wait()
             raise AssertionError
 
-        monkeypatch.setattr("launcher.ray.web.ingresses._ANSWER_S", 0.01)
+        monkeypatch.setattr("launcher.ray.web.ingresses._DEADLINE_S", 0.01)
         assert await Ingresses("a", hang).metrics(lambda: b"requests 1\n") == b'requests{ingress="a"} 1\n'
         assert await Ingresses("a", None).metrics(lambda: b"requests 1\n") == b'requests{ingress="a"} 1\n'
 

@@ -78,17 +78,29 @@ class FakeHandle:
         self.question = question
         return self
 
-    async def results_async(self, *, return_exceptions: bool) -> list[Any]:
+    async def _fetch_replica_results_async(self) -> list[FakeAnswer]:
         if self.unreachable is not None:
             raise self.unreachable
         answers: list[Any] = [encode_named(name, await self._ask(self.question)) for name in self.names]
-        return [*answers, ActorDiedError()]
+        return [FakeAnswer(answer) for answer in (*answers, ActorDiedError())]
 
     async def _ask(self, question: bytes) -> bytes:
         asked = decode_request(question)
         if isinstance(asked, Metrics):
             return encode_replies([(MetricsReply(), b"krea2_images 1\n")])
         return encode_replies([(self.replies[type(asked)], b"")])
+
+
+class FakeAnswer:
+    """What one replica answers to a question to all."""
+
+    def __init__(self, answer: Any) -> None:
+        self._answer = answer
+
+    async def get_async(self) -> Any:
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer
 
 
 class FakeResponse:
@@ -205,6 +217,8 @@ def test_engines_that_cannot_be_started_are_told_of() -> None:
 
 
 def test_all_engines_are_asked_and_those_that_answer_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "_FRESH_S", 0.0)
+
     async def run() -> None:
         link, handle = _link(_draws, "a", "b")
         assert (await link.status()).waiting == 2
