@@ -56,7 +56,7 @@ class Replay:
         self, request: Generate, files: Mapping[str, bytes] = NO_FILES, *, progress: bool = True
     ) -> AsyncGenerator[tuple[Reply, bytes], None]:
         """Yield what becomes of a request: `Accepted`, again whenever it starts over or its place changes, `Progress`
-        and `Preview` where progress is of use, and each `Image` once, with the file behind each, until the last image.
+        where that is of use, `Preview`, and each `Image` once, with the file behind each, until the last image.
 
         Raises the error of `engine.errors` that ends the request. Closing this cancels it. files: of its pictures, by
         their names; they are held until no other engine can need them. Who reads slowly misses progress and previews.

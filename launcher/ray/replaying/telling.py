@@ -16,9 +16,9 @@ _MOST_ATTEMPTS = 100  # of one engine, whatever its release
 
 
 class Telling:
-    """What the client of a request is told; what it has not read yet is in `unread`. progress: whether that is of use.
+    """What the client of a request is told; what it has not read yet is in `unread`.
 
-    has_ended: whether it has been told the end.
+    progress: whether `Progress` is of use. has_ended: whether it has been told the end.
     """
 
     def __init__(self, request: Generate, history: History, progress: bool, clock: Callable[[], float]) -> None:
@@ -73,7 +73,7 @@ class Telling:
                 if attempt.hear(reply) and self._progress:
                     self._put(reply, file)
             case Preview():
-                if attempt.hear(reply) and self._progress and reply.index not in self._images:
+                if attempt.hear(reply) and reply.index not in self._images:
                     self._put(reply, file)
         return False
 

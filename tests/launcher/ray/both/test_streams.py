@@ -49,6 +49,12 @@ def test_without_being_asked_for_a_stream_has_pictures_alone(server: Served) -> 
     assert sorted(data["index"] for _, data in found) == [0, 1]
 
 
+def test_previews_come_without_progress_too(server: Served) -> None:
+    body = BODY | {"steps": 8, "stream": True, "partial_images": 2}  # as the openai package asks for them
+    names = [name.removeprefix("image_generation.") for name, _ in events(server.post(PATH, body).text)]
+    assert names == ["partial_image", "partial_image", "completed"]
+
+
 def test_events_arrive_while_the_picture_is_drawn(server: Served) -> None:
     body = LONG | {"stream": True, "progress": True}
     with server.client() as client, client.stream("POST", PATH, json=body) as answer:

@@ -109,6 +109,19 @@ def test_a_slow_client_gets_no_preview_of_an_image_that_is_there() -> None:
     run_instantly(test())
 
 
+def test_who_has_no_use_for_progress_gets_previews_all_the_same() -> None:
+    async def test() -> None:
+        async def draws(drawn: Any) -> Any:
+            yield [drawn.accepted(), drawn.step(1), drawn.preview(0, 1), drawn.step(2)]
+            await asyncio.sleep(1.0)
+            yield [drawn.image(0), drawn.image(1)]
+
+        replies = FakeCluster(one=draws).replay.replies(REQUEST, progress=False)
+        assert [type(reply) async for reply, _ in replies] == [Accepted, Preview, Image, Image]
+
+    run_instantly(test())
+
+
 def test_requests_are_made_beside_each_other_whatever_their_clients_read() -> None:
     async def test() -> None:
         cluster = FakeCluster(one=well)
