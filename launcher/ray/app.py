@@ -31,7 +31,6 @@ _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
 _STATS_PERIOD_S, _STATS_TIMEOUT_S = 2.0, 10.0
 _WAIT_LOOP_S = 0.5  # between looks whether a replica that is to stop has done all
 _TRIES = 3  # to start a replica of a deployment that never started
-_LOGGING = {"enable_access_log": False}  # the application has a log of its own
 _CPUS_A_RANK = 0.5  # where there are no GPUs: a laptop's few cores are to be enough for two engines and the rest
 _AFTER_ENGINES_S = 30.0  # for an ingress to send on what the last engine has drawn
 
@@ -117,7 +116,6 @@ def engine_settings(settled: Settled) -> dict[str, Any]:
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "max_constructor_retry_count": _TRIES,
-        "logging_config": _LOGGING,
         "max_surge_percent": cluster.max_surge_percent,
         "request_router_config": {
             "request_router_class": "launcher.ray.router_class:Router",
@@ -158,7 +156,6 @@ def ingress_settings(settled: Settled) -> dict[str, Any]:
         "health_check_period_s": _HEALTH_PERIOD_S,
         "health_check_timeout_s": _HEALTH_TIMEOUT_S,
         "max_constructor_retry_count": _TRIES,
-        "logging_config": _LOGGING,
         "max_surge_percent": 100,
     }
 
