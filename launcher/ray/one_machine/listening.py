@@ -19,7 +19,7 @@ def open_ports(processes: Iterable[int]) -> list[OpenPort]:
     for process in processes:
         with suppress(OSError):  # it has ended
             sockets = _sockets(process)
-            name = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
+            name = _name(process)
             for table in _TABLES:
                 for port, inode in _everywhere(_rows(f"/proc/{process}/net/{table}")):
                     if inode in sockets:
@@ -35,6 +35,14 @@ def has_unsent(port: int) -> bool:
             if here == port and fields[3] == _ESTABLISHED and waits:
                 return True
     return False
+
+
+def _name(process: int) -> str:
+    """What a process calls itself, as Ray's do by their command line; the kernel keeps 15 bytes of that."""
+    short = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
+    command = Path(f"/proc/{process}/cmdline").read_text(errors="replace").partition("\0")[0]
+    called = command.strip().partition(" ")[0]
+    return called if short and called.startswith(short) else short
 
 
 def _sockets(process: int) -> set[str]:

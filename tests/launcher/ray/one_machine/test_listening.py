@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 import sys
 from contextlib import suppress
 
@@ -54,3 +55,20 @@ def test_what_a_client_has_not_taken_is_unsent_until_it_has_or_is_gone() -> None
 
 def test_a_process_that_has_ended_has_none() -> None:
     assert open_ports([2**22 + 1]) == []
+
+
+def test_a_process_is_named_by_all_that_it_calls_itself() -> None:
+    name = "ray::ServeReplica:krea2:engine"
+    code = (
+        f"import socket; open('/proc/self/comm', 'w').write('{name}')\n"  # as setproctitle does: 15 bytes are kept
+        "listening = socket.create_server(('', 0)); print('listens', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [name, "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"listens\n"
+            assert [each.process for each in open_ports([process.pid])] == [name]
+        finally:
+            process.kill()
