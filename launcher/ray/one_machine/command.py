@@ -131,6 +131,7 @@ class Cluster:
         """Follow it from its start to its end."""
         received: signal.Signals | None = None
         serves = False
+        stage: Stage | None = None
         while True:
             with suppress(Empty):
                 number = self._signals.get_nowait()
@@ -142,10 +143,13 @@ class Cluster:
             try:
                 report = reports.get(timeout=_POLL_S)
             except Empty:
+                if stage is not None and not serves:
+                    self._on_stage(stage)  # Ray's own start takes long and says nothing
                 continue
             match report:
                 case Starting():
-                    self._on_stage(report.stage)
+                    stage = report.stage
+                    self._on_stage(stage)
                 case Serving():
                     serves = True
                     self._on_serving(report.open_ports)
