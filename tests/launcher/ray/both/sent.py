@@ -22,6 +22,7 @@ EDITS, CHAT, TXT2IMG, IMG2IMG = (
 )
 BODY = {"prompt": PROMPT, "size": "96x96", "steps": 2, "seed": 1}
 LONG = {"prompt": PROMPT, "size": "256x256", "steps": 200, "n": 10}  # minutes
+SOON_S = 10.0  # which is over before that is drawn, and not before it was refused
 SAID = [{"role": "user", "content": PROMPT}]
 A1111 = {"prompt": PROMPT, "width": 96, "height": 96, "steps": 2, "seed": 1, "cfg_scale": 1}
 
@@ -129,7 +130,7 @@ REFUSED = [
     Refused(413, "body_too_large", "POST", "/sdapi/v1/options", content=bytes(2 * MAX_BODY_BYTES), headers=JSON),
     Refused(415, "unsupported_media_type", "POST", PATH, data={"prompt": PROMPT}),
     Refused(415, "unsupported_media_type", "POST", TXT2IMG, content=b"a", headers={"Content-Type": "text/plain"}),
-    Refused(429, "queue_full", "POST", PATH, "timeout_s", json=LONG | {"timeout_s": 0.001}),
+    Refused(429, "queue_full", "POST", PATH, "timeout_s", json=LONG | {"timeout_s": SOON_S}),
 ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.launcher.http_servers import PATH, PROMPT
+from tests.launcher.processes import PATIENCE_S
 from tests.launcher.ray.both.sent import BODY, EDITS, data_url, half_mask, images, pixels, png, refused
 from tests.launcher.ray.servers import Served
 
@@ -92,9 +93,9 @@ def test_images_can_be_answered_as_links_which_carry_their_own_secret(server: Se
     assert all(link.startswith(f"{server.url}/v1/images/files/") for link in links)
     for link, index in zip(links, range(2), strict=True):
         for method in ("GET", "HEAD"):
-            got = httpx.request(method, link)
+            got = httpx.request(method, link, timeout=PATIENCE_S)
             assert (got.status_code, got.headers["content-type"]) == (200, "image/png")
-        shown = pixels(httpx.get(link).content)
+        shown = pixels(httpx.get(link, timeout=PATIENCE_S).content)
         alone = images(server.post(PATH, BODY | {"seed": BODY["seed"] + index}))[0]  # type: ignore[operator]
         assert np.abs(shown.astype(int) - alone).max() <= 1
 

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import engine
 from tests.launcher.http_servers import PATH
+from tests.launcher.processes import PATIENCE_S
 from tests.launcher.ray.both.sent import BODY, refused
 from tests.launcher.ray.servers import KEY, Served
 
@@ -113,7 +114,7 @@ def test_a_clients_request_id_comes_back_once_and_another_is_made_where_it_is_no
 
 def test_keys_are_bearers_or_passwords_of_a1111(server: Served) -> None:
     password = httpx.BasicAuth("anybody", KEY)
-    with httpx.Client(base_url=server.url) as client:
+    with httpx.Client(base_url=server.url, timeout=PATIENCE_S) as client:
         assert client.get("/sdapi/v1/options", auth=password).status_code == 200
         assert client.get("/v1/models", auth=password).status_code == 401
         assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
