@@ -33,6 +33,7 @@ _UNKNOWN_S = 1.0  # a request takes, until one has been made
 _SAMPLES = 64  # requests from which the seconds of a unit of work are learned: a quarter of them took less,
 _LESS = 0.25  # since those of others that they waited for are not known, and most of the rest did wait
 _RATE_S = 10.0  # over which the seconds of work that this process sends in a second are averaged
+_QUIET_S = 3.0  # that a replica may say nothing to what it was sent, before others are taken: it may hang
 _OLDEST_S = 5.0  # that what is known of a replica is taken for
 
 Leaving = Callable[[Collection[str]], None]
@@ -40,26 +41,34 @@ Leaving = Callable[[Collection[str]], None]
 
 @dataclass
 class _Ticket:
-    """A request that was sent. counted_s: the seconds that it has added to its replica's."""
+    """A request that was sent. counted_s: the seconds that it has added to its replica's. heard: whether it has been
+    accepted."""
 
     name: str
     work: float
     sent_at: float
     counted_s: float
     done_at: float | None = None  # as its replica has said
+    heard: bool = False
 
 
 @dataclass
 class _Replica:
     """What is known of one. free_at: when it will have done what is known of, by the clock; heard_at: when it last said
-    so itself."""
+    so itself. unheard: requests that it has not accepted yet; quiet_since: since when it has accepted none of them."""
 
     free_at: float
     heard_at: float
+    unheard: int = 0
+    quiet_since: float = 0.0
 
     def ahead_s(self, now: float) -> float:
         """Seconds of work, of what is known of."""
         return max(0.0, self.free_at - now)
+
+    def is_quiet(self, now: float) -> bool:
+        """Whether it may hang: as time passes it would seem to have done all, and get all requests that come."""
+        return self.unheard > 0 and now - self.quiet_since > _QUIET_S
 
 
 class Fleet:
@@ -116,23 +125,28 @@ class Fleet:
                 self._sent_s, self._sent_at = self._recently_sent(now) + seconds, now
             if (replica := self._replicas.get(name)) is not None:
                 replica.free_at = max(now, replica.free_at) + seconds
+                replica.quiet_since = replica.quiet_since if replica.unheard else now
+                replica.unheard += 1
             while self._tickets and (
                 len(self._tickets) > _MOST_TICKETS or next(iter(self._tickets.values())).sent_at < now - _TICKET_S
             ):
-                self._tickets.popitem(last=False)
+                self._waits_no_more(self._tickets.popitem(last=False)[1])
 
     def accepted(self, ticket: str, estimated_s: float | None) -> None:
         """Take in that the replica has said in how many seconds the request will be done; None where it cannot know.
         Unknown tickets are ignored."""
-        if estimated_s is None or not 0 <= estimated_s < math.inf:
-            return
         with self._lock:
             found = self._tickets.get(ticket)
             if found is None:
                 return
-            now = self._clock()
+            now, replica = self._clock(), self._replicas.get(found.name)
+            self._waits_no_more(found)
+            if replica is not None:
+                replica.quiet_since = now
+            if estimated_s is None or not 0 <= estimated_s < math.inf:
+                return
             done_at = now + estimated_s
-            if (replica := self._replicas.get(found.name)) is not None:
+            if replica is not None:
                 before = max(now, replica.free_at - found.counted_s)
                 if found.done_at is None and found.work > 0 and done_at > before:
                     self._learn((done_at - before) / found.work)
@@ -150,22 +164,31 @@ class Fleet:
         if found is not None and (replica := self._replicas.get(found.name)) is not None:
             left = found.counted_s if found.done_at is None else min(found.counted_s, max(0.0, found.done_at - now))
             replica.free_at -= left
+            self._waits_no_more(found)
+
+    def _waits_no_more(self, ticket: _Ticket) -> None:
+        """Note that its replica has accepted a request, or need not any more."""
+        replica = self._replicas.get(ticket.name)
+        if not ticket.heard and replica is not None and replica.unheard:  # it may be another of that name
+            replica.unheard -= 1
+        ticket.heard = True
 
     # ---- what is asked
 
     def rank(self, names: Sequence[str], hints: Hints | None = None) -> list[str]:
         """Order replicas for a request, the best first: least seconds of work ahead, but for what others may have sent.
-        Those to `avoid` come last, and before all others that which its key belongs to."""
+        Those to `avoid` come last, before them those that may hang, and before all that which its key belongs to."""
         avoid = hints.avoid if hints is not None else ()
         with self._lock:
             now = self._clock()
             ahead = {name: self._ahead_s(name, now) for name in names}
-            ordered = sorted(ahead, key=lambda name: (name in avoid, ahead[name], self._chance()))
-            allowed = [name for name in ordered if name not in avoid]
+            last = {name: 2 * (name in avoid) + self._is_quiet(name, now) for name in names}
+            ordered = sorted(ahead, key=lambda name: (last[name], ahead[name], self._chance()))
+            allowed = [name for name in ordered if not last[name]]
             first = self._by_room([ahead[name] for name in allowed], now) if allowed else 0
         if hints is not None and hints.key is not None and ordered:
             owner = rendezvous(hints.key, ordered)
-            if owner not in avoid:
+            if not last[owner]:
                 first = ordered.index(owner)
         return [ordered[first], *ordered[:first], *ordered[first + 1 :]] if ordered else []
 
@@ -196,6 +219,10 @@ class Fleet:
     def _ahead_s(self, name: str, now: float) -> float:
         replica = self._replicas.get(name)
         return 0.0 if replica is None else replica.ahead_s(now)
+
+    def _is_quiet(self, name: str, now: float) -> bool:
+        replica = self._replicas.get(name)
+        return replica is not None and replica.is_quiet(now)
 
     def where(self, ticket: str) -> str | None:
         """Name the replica that a request was sent to; None for one that has ended or is unknown."""

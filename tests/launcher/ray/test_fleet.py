@@ -185,3 +185,37 @@ def test_whatever_happens_every_replica_is_ranked_once_and_no_backlog_is_negativ
     ranked = setting.fleet.rank(sorted(names), Hints(ticket="asked", key=key, avoid=("a",)))
     assert sorted(ranked) == sorted(names)
     assert "a" not in ranked or ranked[-1] == "a"
+
+
+@pytest.mark.parametrize("estimated_s", [None, 0.5])
+def test_a_replica_that_accepts_nothing_comes_last_until_it_does(setting: Setting, estimated_s: float | None) -> None:
+    fleet = setting.fleet
+    for name in NAMES[1:]:
+        fleet.stats(name, 50.0, 5, 1)
+    taken = []
+    for number in range(20):  # to `a`, which hangs, and would seem to have done the former each time
+        taken.append(setting.first())
+        fleet.sent(f"ticket {number}", taken[-1], 1.0)
+        if taken[-1] != "a":
+            fleet.accepted(f"ticket {number}", estimated_s)
+        setting.now += 1.1
+    assert 1 <= taken.count("a") <= 4
+    assert setting.first(avoid=NAMES[1:]) == "a"  # rather than those that have failed the request
+    key = next(key for key in map(str, range(1000)) if rendezvous(key, NAMES) == "a")
+    assert setting.first(key=key) != "a"
+    fleet.accepted("ticket 0", estimated_s)
+    assert setting.first() == setting.first(key=key) == "a"
+
+
+def test_a_replica_whose_requests_have_ended_before_it_accepted_them_is_not_thought_to_hang(setting: Setting) -> None:
+    fleet = setting.fleet
+    fleet.sent("hung up", "a", 1.0)
+    fleet.replicas_are(NAMES[1:])
+    fleet.replicas_are(NAMES)  # another, of the same name
+    fleet.sent("refused", "a", 1.0)
+    fleet.ended("hung up")
+    fleet.ended("refused")
+    for name in NAMES[1:]:
+        fleet.stats(name, 50.0, 5, 1)
+    setting.now += 10.0
+    assert setting.first() == "a"
