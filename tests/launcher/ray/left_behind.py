@@ -58,7 +58,8 @@ def listening(processes: list[psutil.Process]) -> list[Listening]:
             fields = line.split()
             address, _, port = fields[1].rpartition(":")
             if fields[3] == _LISTENS and fields[9] in owners:
-                found.append(Listening(address, int(port, 16), owners[fields[9]].cmdline()))
+                with suppress(psutil.NoSuchProcess):
+                    found.append(Listening(address, int(port, 16), owners[fields[9]].cmdline()))
     return found
 
 
@@ -85,8 +86,14 @@ class Before:
         return [process for process in processes_here() if process.pid not in self.processes and self._may_be(process)]
 
     def _may_be(self, process: psutil.Process) -> bool:
-        with suppress(psutil.Error, OSError):
-            return process.environ().get(MARK, self.mark) == self.mark
+        try:
+            line = [process, *process.parents()]  # what Ray starts for another server is below its command
+        except psutil.NoSuchProcess:
+            return False
+        for each in line:
+            with suppress(psutil.Error, OSError):
+                if (mark := each.environ().get(MARK)) is not None:
+                    return mark == self.mark
         return True
 
     def expect_nothing_left(self, folder: Path) -> None:

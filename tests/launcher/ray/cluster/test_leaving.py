@@ -19,7 +19,7 @@ def test_an_engine_leaves_and_another_comes_and_nothing_is_lost(
 ) -> None:
     wait_for_engines(clustered)
     with conduct(clustered) as conductor:
-        assert conductor.replicas() == {"RUNNING": REPLICAS}
+        wait_until(lambda: conductor.replicas() == {"RUNNING": REPLICAS}, "the end of those that died before")
         flight = Flight(clustered)
         found = flight.run(lambda: wait_until_deployed(conductor.deploy(min_replicas=1, max_replicas=1)))
         assert difference(found, calm) <= MOST_DIFFERENCE
