@@ -52,11 +52,23 @@ class Conductor:
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(what) + "\n")
         self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                answer: dict[str, int] = json.loads(line)
-                return answer
+        with _in_time(self.process):
+            for line in self.process.stdout:
+                if line.startswith("{"):
+                    answer: dict[str, int] = json.loads(line)
+                    return answer
         raise AssertionError(f"the process that deploys ended with {self.process.wait(PATIENCE_S)}")
+
+
+@contextmanager
+def _in_time(process: Popen[str]) -> Iterator[None]:
+    """Kill the process if this takes too long, which ends what is read of it."""
+    late = threading.Timer(PATIENCE_S, process.kill)
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
 
 
 @contextmanager
@@ -82,18 +94,17 @@ def conduct(server: Served) -> Iterator[Conductor]:
             stdout=PIPE,
             stderr=log,
         )
-    late = threading.Timer(PATIENCE_S, process.kill)  # which ends what is read of it
-    late.start()
     try:
         assert process.stdout is not None
-        assert any("joined" in line for line in process.stdout), (marked.folder / "conductor").read_text()[-3000:]
+        with _in_time(process):
+            joined = any("joined" in line for line in process.stdout)
+        assert joined, (marked.folder / "conductor").read_text()[-3000:]
         yield Conductor(process, args)
     finally:
-        late.cancel()
         assert process.stdin is not None
         process.stdin.close()
         try:
-            process.wait(30)
+            process.wait(PATIENCE_S)
         finally:
             process.kill()
             process.wait()
