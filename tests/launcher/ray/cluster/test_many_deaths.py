@@ -111,5 +111,10 @@ def test_a_burst_is_drawn_or_told_when_to_come_again(clustered: Served) -> None:
 def test_what_runs_is_finished_when_the_command_is_stopped(calm: list[list[np.ndarray]]) -> None:
     with cluster("--drain-s", "200", replicas=1) as server:
         flight = Flight(server)
-        assert difference(flight.run(lambda: server.process.send_signal(signal.SIGTERM)), calm) <= MOST_DIFFERENCE
+
+        def stop() -> None:
+            wait_until(lambda: sum(server.load()) + flight.answered >= len(REQUESTS), "the arrival of all")
+            server.process.send_signal(signal.SIGTERM)
+
+        assert difference(flight.run(stop), calm) <= MOST_DIFFERENCE
         assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
