@@ -57,8 +57,10 @@ class _Keeper:
             self._keep()
         except Krea2Error as error:
             self._tell(error)
-        except BaseException as error:  # also what Ray's own handler of signals raises
+        except Exception as error:
             self._tell(LaunchError(f"Ray failed: {describe(error)}{self._kept_logs()}"))
+        except BaseException as error:  # of Ray's own handler of signals: whoever ends this needs no logs of it
+            self._tell(LaunchError(f"Ray failed: {describe(error)}"))
         self._end()
         while True:  # another thread is at it
             time.sleep(END_S)
