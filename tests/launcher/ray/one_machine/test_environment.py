@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
 
 from launcher.processes import forget_secrets
 from launcher.ray.one_machine.environment import TOKEN, set_up
@@ -27,3 +32,28 @@ def test_what_engines_start_does_not_inherit_the_token() -> None:
     environment = {TOKEN: "x", "RAY_AUTH_MODE": "token"}
     forget_secrets(environment)
     assert TOKEN not in environment
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Forwarded-Proto"])
+def test_serves_proxy_believes_no_client_on_this_machine_about_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: str
+) -> None:
+    environment: dict[str, str] = {}
+    set_up(environment, str(tmp_path))
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", environment["FORWARDED_ALLOW_IPS"])
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append((scope["client"], scope["scheme"]))
+
+    proxy = uvicorn.Config(app, log_config=None, lifespan="off")  # as Serve makes it
+    proxy.load()
+    value = b"https" if header.endswith("Proto") else b"192.0.2.7"
+    scope = {
+        "type": "http",
+        "client": ("127.0.0.1", 5),
+        "scheme": "http",
+        "headers": [(header.lower().encode(), value)],
+    }
+    asyncio.run(proxy.loaded_app(scope, None, None))  # type: ignore[arg-type]
+    assert seen == [(("127.0.0.1", 5), "http")]
