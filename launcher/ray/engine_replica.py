@@ -9,11 +9,11 @@ import asyncio
 import math
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import Krea2Error, ServerError
+from engine.errors import Krea2Error, LaunchError, ServerError
 from launcher.logs import configure_logs, log_event
 from launcher.messages import client_messages as messages
 from launcher.messages.encoding import MessageError, as_krea2_error, decode_request, name_files
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _LAST_WORDS_S = 0.5  # for failures to be read by those who wait, before the actor of a dead front-end exits
 _ASK_S = 5.0  # for the front-end to answer a question
+_WARM_UP_S = 240.0  # for ranks to be warmed up before requests come, which wait for the rest of it beyond that
+_POLL_S = 0.1
 _FAILED = 1  # the exit code of that
 
 
@@ -44,7 +46,7 @@ class EngineReplica:
         self._loras = LoraSet()
 
     async def start(self) -> None:
-        """Start the engine, and wait until it can draw. Raises what `launch` does."""
+        """Start the engine, and wait until it draws as fast as it will. Raises what `launch` does."""
         from launcher.setup.async_launch import launch_frontend_async  # which imports much
 
         _leave_threads_to_ranks()
@@ -52,6 +54,20 @@ class EngineReplica:
         self._limits = settled.frontend.limits
         self._loras = LoraSet(settled.args.engine.get("lora_dir"))
         self._client = await launch_frontend_async(settled.frontend, on_end=self._front_end_ended)
+        try:
+            await self._warm_up()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _warm_up(self) -> None:
+        """Wait until ranks have been warmed up, since an update stops an old engine once this one has started."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WARM_UP_S):
+                while not (status := await self._running().status()).ready:
+                    if status.given_up:
+                        raise LaunchError(f"the ranks were given up: {status.not_ready}")
+                    await asyncio.sleep(_POLL_S)
 
     # ---- what an ingress asks for
 

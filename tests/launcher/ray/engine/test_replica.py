@@ -11,7 +11,7 @@ from contextlib import aclosing, suppress
 import msgspec
 import pytest
 
-from engine.errors import ArgumentError, Krea2Error, QueueFullError, ServerError
+from engine.errors import ArgumentError, Krea2Error, LaunchError, QueueFullError, ServerError
 from launcher.messages.client_messages import (
     Accepted,
     Failed,
@@ -81,6 +81,54 @@ class FakeClient:
 
     async def close(self) -> None:
         self.closed = True
+
+
+class _WarmingUp(FakeClient):
+    """One whose ranks answer when they have been asked for their status so often; or are `given_up` then."""
+
+    def __init__(self, polls: int, *, given_up: bool = False) -> None:
+        super().__init__()
+        self._polls, self._given_up = polls, given_up
+
+    async def status(self) -> StatusReply:
+        self._polls -= 1
+        if self._polls > 0:
+            return msgspec.structs.replace(STATUS, ready=False, not_ready="it warms up")
+        if self._given_up:
+            return msgspec.structs.replace(STATUS, ready=False, not_ready="rank 0 dies", given_up=True)
+        return STATUS
+
+
+def _started_with(monkeypatch: pytest.MonkeyPatch, client: FakeClient) -> EngineReplica:
+    async def launch(*_: object, **__: object) -> FakeClient:
+        return client
+
+    monkeypatch.setattr("launcher.setup.async_launch.launch_frontend_async", launch)
+    monkeypatch.setattr(engine_replica, "_POLL_S", 0.001)
+    replica = EngineReplica({"model": "demo", "device": "cpu"}, name="x1")
+    asyncio.run(asyncio.wait_for(replica.start(), PATIENCE_S))
+    return replica
+
+
+def test_an_engine_takes_requests_once_it_is_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _WarmingUp(polls=4)
+    replica = _started_with(monkeypatch, client)
+    assert client._polls == 0
+    assert not client.closed
+    assert replica._client is client  # type: ignore[comparison-overlap]
+
+
+def test_an_engine_that_cannot_be_warmed_up_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = _WarmingUp(polls=2, given_up=True)
+    with pytest.raises(LaunchError, match="the ranks were given up: rank 0 dies"):
+        _started_with(monkeypatch, client)
+    assert client.closed
+
+
+def test_an_engine_that_takes_long_to_warm_up_starts_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_replica, "_WARM_UP_S", 0.05)
+    client = _WarmingUp(polls=10**9)
+    assert _started_with(monkeypatch, client)._client is client  # type: ignore[comparison-overlap]
 
 
 def _replica() -> tuple[EngineReplica, FakeClient]:
