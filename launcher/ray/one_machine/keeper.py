@@ -81,7 +81,8 @@ class _Keeper:
         signal.signal(signal.SIGTERM, self._end_at_once)  # which Ray has taken
         ray.serve(lambda stage: self._send(Starting(stage=stage)))
         self._serves = True
-        self._send(Serving(open_ports=tuple(open_ports(descendants()))))
+        found = (each for each in open_ports(descendants()) if each.port != self._config.port)  # which is for clients
+        self._send(Serving(open_ports=tuple(found)))
         while not self._stop.wait(_WATCH_S):
             ray.check()
         if self._config.drain_s:
