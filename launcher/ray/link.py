@@ -168,7 +168,7 @@ class RayLink:
 
 LORAS_DECLARED = (
     "a cluster's LoRAs are declared in its config, for engines that start later too: name them in user_config of the "
-    "deployment engine, and deploy that"
+    "deployment engine, and deploy that, or by --lora of krea2 cluster run"
 )
 
 

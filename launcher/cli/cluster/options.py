@@ -14,7 +14,7 @@ from engine.errors import ArgumentError
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import option_of, parse_limits
 from launcher.cli.serve import serve
-from launcher.ray.args import ClusterArgs, known_options
+from launcher.ray.args import MOST_REPLICAS, ClusterArgs, known_options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -71,8 +71,9 @@ def replicas_of(text: str) -> dict[str, int]:
     if match is None:
         raise ArgumentError.of("replicas", "a number, as 4, or MIN:MAX, as 1:50", text)
     least, most = int(match["least"]), int(match["most"] or match["least"])
-    if not 1 <= least <= most:
-        raise ArgumentError.of("replicas", "at least 1, and MAX no less than MIN", text)
+    if not 1 <= least <= most <= MOST_REPLICAS:
+        allowed = f"at least 1 and at most {MOST_REPLICAS}, and MAX no less than MIN"
+        raise ArgumentError.of("replicas", allowed, text)
     return {"min_replicas": least, "max_replicas": most}
 
 

@@ -77,15 +77,15 @@ def run(*, port: int, api_keys: tuple[str, ...], log_format: str, **options: Any
     from launcher.ray.settled import settle
 
     began = time.monotonic()
+    if not options["replicas"].strip().isdecimal():
+        allowed = "a number, as 2 (MIN:MAX is for krea2 cluster config: here all run always)"
+        raise ArgumentError.of("replicas", allowed, options["replicas"])
     settled = settle(arguments_of(options))
     for warning in settled.warnings:
         click.echo(printable(f"warning: {warning}"), err=True)
-    count = replicas_of(options["replicas"])
-    if count["min_replicas"] != count["max_replicas"]:
-        raise ArgumentError.of("replicas", "a number: on one machine as many run as may", options["replicas"])
     if any(key.split() != [key] for key in api_keys if key):  # which is not repeated, being a secret
         raise ArgumentError("api_key must have no white space: it reaches an ingress among others", parameter="api_key")
-    replicas, engine = count["min_replicas"], settled.frontend.engine
+    replicas, engine = replicas_of(options["replicas"])["min_replicas"], settled.frontend.engine
     keys = _keys(settled, api_keys)
     tell_access(keys, insecure=settled.args.http.insecure)
     if log_format == "auto":

@@ -19,8 +19,10 @@ RUN = ("cluster", "run")
     [
         (["--key-limits", "x"], "--key-limits would be counted by each replica for itself"),
         (["--no-http"], "--no-http: a cluster is reached over HTTP alone"),
-        (["--replicas", "1:3"], "--replicas must be a number: on one machine as many run as may, got '1:3'"),
+        (["--replicas", "1:3"], "--replicas must be a number, as 2 (MIN:MAX is for krea2 cluster config"),
+        (["--replicas", "two"], "--replicas must be a number, as 2"),
         (["--replicas", "0"], "--replicas must be at least 1"),
+        (["--replicas", "99999"], "--replicas must be at least 1 and at most 10000"),
         (["--tp", "3"], "--tp must be one of 1, 2, 4, got 3"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from other machines, and nothing asks who they are"),
         (["--port", "70000"], "--port must be between 0 and 65535, got 70000"),
