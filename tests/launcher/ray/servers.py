@@ -58,7 +58,14 @@ class Served:
 
     def load(self) -> tuple[int, int]:
         """How many requests wait, and how many run."""
-        status = self.ask("GET", "/v1/status").json()
+        answers: list[httpx.Response] = []
+
+        def is_told() -> bool:  # engines that have no time for that leave a cluster without an answer
+            answers.append(self.ask("GET", "/v1/status"))
+            return answers[-1].status_code == 200
+
+        wait_until(is_told, "the status")
+        status = answers[-1].json()
         return status["waiting"], status["running"]
 
     def processes(self, *words: str) -> list[psutil.Process]:

@@ -91,9 +91,18 @@ def test_updates_under_load_are_seen_by_nobody(clustered: Served) -> None:
 def test_a_burst_is_drawn_or_told_when_to_come_again(clustered: Served) -> None:
     wait_for_engines(clustered)
     count = 4 * REPLICAS * MAX_QUEUE
+    bodies = [BODY | {"seed": seed, "steps": 8} for seed in range(count)]
+    ranks = clustered.marked.alive("_rank")
     with ThreadPoolExecutor(count) as pool:
-        bodies = [BODY | {"seed": seed, "steps": 8} for seed in range(count)]
-        answers = [*pool.map(lambda body: clustered.post(PATH, body), bodies)]
+        for rank in ranks:  # or they are done with some before others are there
+            rank.suspend()
+        try:
+            sent = [pool.submit(clustered.post, PATH, body) for body in bodies]
+            wait_until(lambda: sum(each.done() for each in sent) + sum(clustered.load()) >= count, "the arrival of all")
+        finally:
+            for rank in ranks:
+                rank.resume()
+        answers = [each.result(PATIENCE_S) for each in sent]
     statuses = Counter(answer.status_code for answer in answers)
     assert {*statuses} == {200, 429}, statuses
     assert statuses[200] > REPLICAS * MAX_QUEUE
