@@ -216,9 +216,10 @@ class _Course:
         """Look after an attempt. Returns the seconds until that is to be done again, or raises what ends it."""
         now, name = self._time.clock(), self._fleet.where(attempt.ticket)
         attempt.name = name or attempt.name
-        is_sent = attempt.heard or name is not None
-        self._time.check(_GRACE_S if is_sent else 0.0)
         leaves = name is not None and not self._fleet.takes(name)
+        # Serve's router keeps a request whose engine turns out to be dead, until there is another.
+        is_sent = attempt.heard or (name is not None and not (leaves and self._fleet.backlog_s is None))
+        self._time.check(_GRACE_S if is_sent else 0.0)
         if not is_sent:
             self._wait_on(now)
             return TICK_S

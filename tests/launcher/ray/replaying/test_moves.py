@@ -166,6 +166,20 @@ def test_a_new_request_waits_a_while_for_an_engine_and_then_is_told_to_come_back
     run_instantly(test())
 
 
+def test_a_request_whose_engine_is_gone_before_it_said_anything_waits_no_longer_for_another() -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=hangs_after(0))
+        following = Following(cluster)
+        await asyncio.sleep(1.0)
+        cluster.leave("one")  # it was dead when the router asked it, which keeps the request
+        async with asyncio.timeout(2 * PATIENCE_S):
+            with pytest.raises(ServerError, match="all engines are starting or being stopped"):
+                await following.task
+        assert instant_now() == pytest.approx(1.0 + PATIENCE_S, abs=1.5)
+
+    run_instantly(test())
+
+
 def test_a_request_that_was_accepted_waits_longer_for_an_engine_in_place_of_one_that_died() -> None:
     async def test() -> None:
         cluster = FakeCluster(one=dies_after(3))
