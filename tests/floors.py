@@ -208,7 +208,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.messages",
         "launcher.requests",
     },
-    "launcher.ray.engine": {"launcher.client", "launcher.messages", "launcher.requests"},
+    "launcher.ray.engine": {"launcher.client", "launcher.messages", "launcher.ray.replaying", "launcher.requests"},
     "launcher.ray.web": {*_CHILDREN, "launcher.http", "launcher.http.answers", "launcher.http.apis.automatic1111"},
     "launcher.ray.one_machine": {*_CHILDREN, "launcher.http"},
     "launcher.ray": {

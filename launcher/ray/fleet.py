@@ -34,6 +34,7 @@ _SAMPLES = 64  # requests from which the seconds of a unit of work are learned: 
 _LESS = 0.25  # since those of others that they waited for are not known, and most of the rest did wait
 _RATE_S = 10.0  # over which the seconds of work that this process sends in a second are averaged
 _QUIET_S = 3.0  # that a replica may say nothing to what it was sent, before others are taken: it may hang
+_HANGS_S = 60.0  # that one which hangs is taken last, unless it says something
 _OLDEST_S = 5.0  # that what is known of a replica is taken for
 
 Leaving = Callable[[Collection[str]], None]
@@ -61,6 +62,7 @@ class _Replica:
     heard_at: float
     unheard: int = 0
     quiet_since: float = 0.0
+    hangs_until: float = -math.inf
 
     def ahead_s(self, now: float) -> float:
         """Seconds of work, of what is known of."""
@@ -68,7 +70,7 @@ class _Replica:
 
     def is_quiet(self, now: float) -> bool:
         """Whether it may hang: as time passes it would seem to have done all, and get all requests that come."""
-        return self.unheard > 0 and now - self.quiet_since > _QUIET_S
+        return now < self.hangs_until or (self.unheard > 0 and now - self.quiet_since > _QUIET_S)
 
 
 class Fleet:
@@ -111,8 +113,14 @@ class Fleet:
             return
         with self._lock:
             if (replica := self._replicas.get(name)) is not None:
-                replica.heard_at = self._clock()
+                replica.heard_at, replica.hangs_until = self._clock(), -math.inf
                 replica.free_at = replica.heard_at + min(backlog_s, _MOST_BACKLOG_S)
+
+    def hangs(self, name: str | None) -> None:
+        """Note that a replica has fallen silent, so that it is taken last for a while. Unknown ones are ignored."""
+        with self._lock:
+            if name is not None and (replica := self._replicas.get(name)) is not None:
+                replica.hangs_until = self._clock() + _HANGS_S
 
     def sent(self, ticket: str, name: str, work: float) -> None:
         """Note that a request was sent to a replica, with so much work. The same ticket again is sent there instead."""

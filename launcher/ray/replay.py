@@ -26,6 +26,7 @@ from launcher.ray.replaying.ending import drain, end
 from launcher.ray.replaying.history import Attempt, History, LostError, MovedError
 from launcher.ray.replaying.own_time import OwnTime
 from launcher.ray.replaying.retelling import routing_key, with_seed, work_of
+from launcher.ray.replaying.silence import Silence
 from launcher.ray.replaying.telling import Telling
 from launcher.ray.wire import Hints, decode_replies, encode_hints
 
@@ -123,7 +124,7 @@ class _Course:
     ) -> None:
         self._send, self._fleet, self._counts = send, fleet, counts
         self._request, self._progress = request, progress
-        self._time = OwnTime(request, clock)
+        self._time, self._clock = OwnTime(request, clock), clock
         self._history = History(request.request_id)
         self.telling = Telling(request, self._history, progress, clock)
         self._loop = asyncio.get_running_loop()
@@ -200,10 +201,11 @@ class _Course:
 
     async def _follow(self, attempt: Attempt) -> None:
         """Follow an attempt to its end. Raises what ends it otherwise."""
-        reading = asyncio.create_task(self._read(attempt))
+        silence = Silence(self._clock)
+        reading = asyncio.create_task(self._read(attempt, silence))
         try:
             while not reading.done():
-                wait_s = self._look(attempt)
+                wait_s = self._look(attempt, silence)
                 self._woken = self._loop.create_future()
                 await asyncio.wait((reading, self._woken), timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
             if reading.cancelled():
@@ -212,7 +214,7 @@ class _Course:
         finally:
             await end(reading)
 
-    def _look(self, attempt: Attempt) -> float | None:
+    def _look(self, attempt: Attempt, silence: Silence) -> float:
         """Look after an attempt. Returns the seconds until that is to be done again, or raises what ends it."""
         now, name = self._time.clock(), self._fleet.where(attempt.ticket)
         attempt.name = name or attempt.name
@@ -221,16 +223,22 @@ class _Course:
         is_sent = attempt.heard or (name is not None and not (leaves and self._fleet.backlog_s is None))
         self._time.check(_GRACE_S if is_sent else 0.0)
         if not is_sent:
+            silence.heard()
             self._wait_on(now)
             return TICK_S
         self._history.sent(now)
+        try:
+            hangs_in_s = silence.look()
+        except LostError:
+            self._fleet.hangs(attempt.name)
+            raise
         if leaves and not attempt.begun and self._fleet.backlog_s is not None:  # there are others
             attempt.leaves_since = now if attempt.leaves_since is None else attempt.leaves_since
             if attempt.accepted or now - attempt.leaves_since >= _GRACE_S:
                 raise MovedError
-        return TICK_S if leaves or not attempt.accepted or self._time.is_limited else None
+        return TICK_S if leaves or not attempt.accepted or self._time.is_limited else hangs_in_s
 
-    async def _read(self, attempt: Attempt) -> None:
+    async def _read(self, attempt: Attempt, silence: Silence) -> None:
         request = self._request
         avoid = tuple(self._history.avoid)
         hints = Hints(ticket=attempt.ticket, avoid=avoid, key=routing_key(request), work=work_of(request))
@@ -241,6 +249,7 @@ class _Course:
             async with aclosing(chunks):
                 async for chunk in chunks:
                     attempt.heard = True
+                    silence.heard()
                     if self._hear(attempt, chunk):
                         self.telling.end()
                         self._fleet.ended(attempt.ticket)

@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from launcher.messages.client_messages import Accepted, Progress, Reply
+from launcher.ray.replaying.silence import ALIVE_S
 
 WAIT_S = 0.05  # of progress for more of it; where it is of no use otherwise, also of what comes before it
 
@@ -24,14 +25,16 @@ class Gathering:
         self._ended = False
 
     async def chunks(self) -> AsyncGenerator[Replies, None]:
-        """Yield replies as they come, some at once. Raises what the request ends with, once all before was yielded."""
+        """Yield replies as they come, some at once, and none where there are none for a while: whoever waits is to know
+        that this engine does not hang. Raises what the request ends with, once all before was yielded."""
         reading = asyncio.create_task(self._read())
         loop = asyncio.get_running_loop()
         passed_on = -WAIT_S if self._progress else loop.time()  # a short request is one chunk, if nobody follows it
         try:
             while not reading.done() or self._gathered:
-                if not self._gathered:
-                    await self._changed.wait()
+                if not self._gathered and not await self._change():
+                    yield []
+                    continue
                 await self._wait_until(passed_on + WAIT_S)
                 self._changed.clear()
                 if self._gathered:
@@ -42,6 +45,15 @@ class Gathering:
         finally:
             reading.cancel()
             await asyncio.wait((reading,))
+
+    async def _change(self) -> bool:
+        """Wait for something to come, but not for long. Returns whether it has."""
+        try:
+            async with asyncio.timeout(ALIVE_S):
+                await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _wait_until(self, due: float) -> None:
         """Wait, but no longer than for something that is to be passed on at once."""

@@ -11,7 +11,8 @@ class Counts:
     def __init__(self) -> None:
         disable_created_metrics()
         self._registry = CollectorRegistry()
-        replays = "Requests sent to another engine, by why: replica_lost, bad_reply, or the code of an engine's error"
+        reasons = "replica_lost, replica_silent, bad_reply, or the code of an engine's error"
+        replays = f"Requests sent to another engine, by why: {reasons}"
         self._replays = Counter("krea2_ingress_replays", replays, ["reason"], registry=self._registry)
         moves = "Requests sent to another engine since theirs was being stopped and had not begun them"
         self._moves = Counter("krea2_ingress_moves", moves, registry=self._registry)

@@ -132,9 +132,10 @@ class History:
         told = f"the engine that the request was sent to was lost ({loss.detail}): try again in a moment"
         # Who has never been heard has been dead before: many may have died at once, and not all be known to have.
         was_dead = loss.reason == "replica_lost" and not attempt.heard
-        return self._gone(attempt, ServerError(told, retry_after_s=RETRY_AFTER_S), refused=not was_dead)
+        error = ServerError(told, retry_after_s=RETRY_AFTER_S)
+        return self._gone(attempt, error, refused=not was_dead, waited=loss.reason == "replica_silent")
 
-    def _gone(self, attempt: Attempt, error: Krea2Error, *, refused: bool = True) -> float:
+    def _gone(self, attempt: Attempt, error: Krea2Error, *, refused: bool = True, waited: bool = False) -> float:
         is_again = self._avoid(attempt)
         self.deaths += attempt.rank_attempt - 1 + int(attempt.begun)
         self._why = error
@@ -144,7 +145,7 @@ class History:
             raise RequestKilledRanksError(f"{reason}: {error.message}")
         if attempt.accepted:
             self._losses += 1
-        elif refused and (attempt.name is None or attempt.name not in self._refused_by):
+        elif refused and (waited or attempt.name is None or attempt.name not in self._refused_by):
             self._refused_by.append(attempt.name)  # once: one that is about to end says so to all for a while
             self._check_refusals(error)
         if self._losses >= MOST_LOSSES:

@@ -151,6 +151,17 @@ def test_forgotten_tickets_expire(setting: Setting) -> None:
     assert setting.fleet.where("ticket 69999") == "b"
 
 
+def test_a_replica_that_hangs_comes_last_for_a_while_or_until_it_says_something(setting: Setting) -> None:
+    setting.fleet.stats("b", 9.0, 1, 1)
+    for last in (lambda: setting.fleet.stats("a", 0.0, 0, 0), lambda: setattr(setting, "now", setting.now + 61.0)):
+        setting.fleet.hangs("a")
+        assert setting.fleet.rank(["a", "b"])[-1] == "a"
+        last()
+        assert setting.fleet.rank(["a", "b"])[0] == "a"
+    setting.fleet.hangs("nobody")
+    setting.fleet.hangs(None)
+
+
 @pytest.mark.parametrize("backlog_s", [float("nan"), -1.0])
 def test_a_backlog_that_is_no_number_of_seconds_is_ignored(setting: Setting, backlog_s: float) -> None:
     setting.fleet.stats("a", backlog_s, 0, 0)

@@ -10,6 +10,8 @@ import pytest
 
 from launcher.messages.client_messages import Accepted, Image, Progress, Reply
 from launcher.ray.engine.gathering import WAIT_S, Gathering
+from launcher.ray.replaying.silence import ALIVE_S
+from tests.launcher.ray.replaying.instant_time import instant_now, run_instantly
 
 ACCEPTED = Accepted(request_id="a", position=0, estimated_s=1.0, attempt=1)
 
@@ -110,3 +112,20 @@ def test_what_a_request_ends_with_comes_after_what_was_said() -> None:
             await anext(chunks)
 
     asyncio.run(test())
+
+
+def test_who_waits_long_hears_that_the_engine_is_there() -> None:
+    async def test() -> None:
+        engine = Engine()
+        chunks = Gathering(engine.replies(), progress=False).chunks()
+        engine.say(ACCEPTED)
+        assert [reply for reply, _ in await anext(chunks)] == [ACCEPTED]
+        began = instant_now()
+        for count in range(1, 4):
+            assert await anext(chunks) == []
+            assert instant_now() - began == pytest.approx(count * ALIVE_S, abs=0.01)
+        engine.say(image())
+        assert [reply for reply, _ in await anext(chunks)] == [image()]
+        await chunks.aclose()
+
+    run_instantly(test())

@@ -12,6 +12,7 @@ from launcher.messages.client_messages import Accepted, Failed, Generate, Image,
 from launcher.messages.encoding import decode_request
 from launcher.ray.fleet import Fleet
 from launcher.ray.replay import Replay, ReplicaLostError
+from launcher.ray.replaying.silence import ALIVE_S
 from launcher.ray.wire import decode_hints, encode_replies
 
 Replies = Sequence[tuple[Reply, bytes]] | bytes  # of a chunk, or what stands for one
@@ -161,6 +162,11 @@ def dies_after(count: int) -> Act:
     return partial(_dies, count)
 
 
+def waits_after(count: int) -> Act:
+    """Say so many replies, and then only that it is there."""
+    return partial(_waits, count)
+
+
 def hangs_after(count: int) -> Act:
     """Say so many replies, and nothing more."""
     return partial(_hangs, count)
@@ -175,6 +181,14 @@ async def _dies(count: int, drawn: Drawn) -> AsyncGenerator[Replies, None]:
     for reply in drawn.whole()[:count]:
         yield [reply]
     raise ReplicaLostError("the actor died")
+
+
+async def _waits(count: int, drawn: Drawn) -> AsyncGenerator[Replies, None]:
+    for reply in drawn.whole()[:count]:
+        yield [reply]
+    while True:
+        await asyncio.sleep(ALIVE_S)
+        yield []
 
 
 async def _hangs(count: int, drawn: Drawn) -> AsyncGenerator[Replies, None]:

@@ -11,7 +11,7 @@ import pytest
 from engine.errors import QueueFullError
 from launcher.messages.client_messages import Accepted, Generate, Image, Preview, Progress
 from launcher.ray import replay as replay_module
-from tests.launcher.ray.replaying.fake_engines import FakeCluster, dies_after, file_of, hangs_after, well
+from tests.launcher.ray.replaying.fake_engines import FakeCluster, dies_after, file_of, waits_after, well
 from tests.launcher.ray.replaying.instant_time import instant_now, run_instantly
 
 REQUEST = Generate(request_id="request", prompt="a fox", seed=7, num_images=2)
@@ -42,7 +42,7 @@ def test_pictures_go_to_each_engine_and_are_let_go_with_the_last_image_while_its
 def test_so_many_bytes_of_pictures_are_held_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         monkeypatch.setattr(replay_module, "_MOST_HELD_BYTES", 100)
-        cluster = FakeCluster(one=hangs_after(2))
+        cluster = FakeCluster(one=waits_after(2))
         held = cluster.replay.replies(REQUEST, {"image": bytes(60)})
         await anext(held)
         other = Generate(request_id="other", prompt="a fox")

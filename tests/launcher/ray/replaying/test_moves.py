@@ -11,7 +11,8 @@ import pytest
 from engine.errors import ServerError
 from launcher.messages.client_messages import Accepted, Generate, Image, Progress, Reply
 from launcher.ray.replaying.history import LONG_PATIENCE_S, PATIENCE_S
-from tests.launcher.ray.replaying.fake_engines import Act, FakeCluster, dies_after, hangs_after, refuses, well
+from launcher.ray.replaying.silence import ALIVE_S
+from tests.launcher.ray.replaying.fake_engines import Act, FakeCluster, dies_after, refuses, waits_after, well
 from tests.launcher.ray.replaying.instant_time import instant_now, run_instantly
 
 REQUEST = Generate(request_id="request", prompt="a fox", seed=7)
@@ -43,7 +44,7 @@ def metric(cluster: FakeCluster, name: str) -> float:
 
 def test_what_has_not_begun_leaves_an_engine_that_is_stopped_at_once_and_that_is_no_attempt() -> None:
     async def test() -> None:
-        cluster = FakeCluster(one=hangs_after(1))
+        cluster = FakeCluster(one=waits_after(1))
         following = Following(cluster)
         await following.hears(1)
         cluster.add(two=well)
@@ -67,7 +68,9 @@ def test_what_has_begun_ends_where_it_is() -> None:
 
         async def slow(drawn: Any) -> Any:
             yield [drawn.accepted(), drawn.step(1)]
-            await go_on.wait()
+            while not go_on.is_set():
+                await asyncio.sleep(ALIVE_S)
+                yield []
             yield [drawn.image(0)]
 
         cluster = FakeCluster(one=slow, two=well)
@@ -85,7 +88,7 @@ def test_what_has_begun_ends_where_it_is() -> None:
 
 def test_a_request_waits_where_it_is_while_there_is_no_other_engine() -> None:
     async def test() -> None:
-        cluster = FakeCluster(one=hangs_after(1))
+        cluster = FakeCluster(one=waits_after(1))
         following = Following(cluster)
         await following.hears(1)
         cluster.leave("one")
@@ -137,7 +140,7 @@ def test_an_engine_that_dies_at_once_with_a_request_that_it_has_not_answered_is_
 
 def test_engines_may_leave_in_any_thread() -> None:
     async def test() -> None:
-        cluster = FakeCluster(one=hangs_after(1), two=well)
+        cluster = FakeCluster(one=waits_after(1), two=well)
         cluster.fleet.stats("two", 9.0, 1, 1)
         following = Following(cluster)
         await following.hears(1)
@@ -168,7 +171,7 @@ def test_a_new_request_waits_a_while_for_an_engine_and_then_is_told_to_come_back
 
 def test_a_request_whose_engine_is_gone_before_it_said_anything_waits_no_longer_for_another() -> None:
     async def test() -> None:
-        cluster = FakeCluster(one=hangs_after(0))
+        cluster = FakeCluster(one=waits_after(0))
         following = Following(cluster)
         await asyncio.sleep(1.0)
         cluster.leave("one")  # it was dead when the router asked it, which keeps the request
