@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import Krea2Error, LaunchError, ServerError
+from engine.errors import ArgumentError, Krea2Error, LaunchError, LoraError, ServerError
 from launcher.logs import configure_logs, log_event
 from launcher.messages import client_messages as messages
 from launcher.messages.encoding import MessageError, as_krea2_error, decode_request, name_files
@@ -44,6 +44,7 @@ class EngineReplica:
         self._ended: Krea2Error | None = None
         self._client: AsyncClient | None = None
         self._loras = LoraSet()
+        self._draws = False  # it has been configured, so that requests come
 
     async def start(self) -> None:
         """Start the engine, and wait until it draws as fast as it will. Raises what `launch` does."""
@@ -149,9 +150,16 @@ class EngineReplica:
     async def reconfigure(self, user_config: Mapping[str, Any]) -> None:
         """Load and unload LoRAs, so that there are those that the config declares.
 
-        Raises `ArgumentError`, `LoraError`.
+        Raises `ArgumentError`, `LoraError` the first time. An engine that has begun to draw goes on with what can be
+        used, since Serve would end it, and those that it starts in its place.
         """
-        await self._loras.declare(user_config, self._running())
+        try:
+            await self._loras.declare(user_config, self._running())
+        except (ArgumentError, LoraError) as error:
+            if not self._draws:
+                raise
+            log_event("a declared LoRA cannot be used", level="error", message=error.message)
+        self._draws = True
 
     async def stop(self) -> None:
         """Stop the engine, and what it still draws."""
@@ -190,7 +198,7 @@ def _leave_threads_to_ranks() -> None:
     if niceness > 0:
         log_event(
             "ranks run at a low priority", level="warning", niceness=niceness,
-            message="start Ray with worker_niceness 0 in its system config, as krea2 cluster run does",
+            message="set RAY_worker_niceness=0 in the environment where Ray is started",
         )  # fmt: skip
 
 

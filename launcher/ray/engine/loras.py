@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.config.demo_checkpoints import DEMO_LORAS
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, Krea2Error
 from launcher.messages.configs import LoraFile
 from launcher.requests.check import check_strength
 from launcher.requests.lora_files import check_name, parse_lora
@@ -70,13 +70,20 @@ class LoraSet:
     async def declare(self, user_config: Any, client: AsyncClient) -> None:
         """Unload what is declared no more, or otherwise, and load what is new.
 
-        Raises `ArgumentError` before anything is changed, and `LoraError` for the first file that cannot be used.
+        Raises `ArgumentError` before anything is changed, and for the first file that cannot be used what `load_lora`
+        raises, once all others are loaded.
         """
         wanted = declared_loras(user_config, self._folder)
         for name in [name for name, lora in self._loaded.items() if wanted.get(name) != lora]:
             await client.unload_lora(name)
             del self._loaded[name]
+        wrong: list[Krea2Error] = []
         for name, lora in wanted.items():
             if name not in self._loaded:
-                await client.load_lora(name, lora.path, lora.strength)
-                self._loaded[name] = lora
+                try:
+                    await client.load_lora(name, lora.path, lora.strength)
+                    self._loaded[name] = lora
+                except Krea2Error as error:
+                    wrong.append(error)
+        if wrong:
+            raise wrong[0]

@@ -79,9 +79,10 @@ def test_a_file_that_cannot_be_used_is_told_of_and_tried_again() -> None:
         client, loras = FakeClient(), LoraSet()
         client.bad.add(INK["path"])  # type: ignore[arg-type]
         with pytest.raises(LoraError, match="is damaged"):
-            await loras.declare({"loras": ["demo-outlined", INK]}, client)  # type: ignore[arg-type]
+            await loras.declare({"loras": [INK, "demo-outlined"]}, client)  # type: ignore[arg-type]
+        assert [each[:2] for each in client.done] == [("load", "demo-outlined")]
         client.bad.clear()
-        await loras.declare({"loras": ["demo-outlined", INK]}, client)  # type: ignore[arg-type]
+        await loras.declare({"loras": [INK, "demo-outlined"]}, client)  # type: ignore[arg-type]
         assert [each[:2] for each in client.done] == [("load", "demo-outlined"), ("load", "ink")]
 
     asyncio.run(run())

@@ -11,7 +11,7 @@ from contextlib import aclosing, suppress
 import msgspec
 import pytest
 
-from engine.errors import ArgumentError, Krea2Error, LaunchError, QueueFullError, ServerError
+from engine.errors import ArgumentError, Krea2Error, LaunchError, LoraError, QueueFullError, ServerError
 from launcher.messages.client_messages import (
     Accepted,
     Failed,
@@ -54,6 +54,7 @@ class FakeClient:
         self.cancelled = 0
         self.said = STATUS
         self.closed = False
+        self.loaded: list[str] = []
 
     async def replies(self, request: Generate, files: Mapping[str, bytes]) -> AsyncGenerator[tuple[Reply, bytes], None]:
         self.got.append((request, dict(files)))
@@ -78,6 +79,11 @@ class FakeClient:
 
     async def loras(self) -> Loras:
         return Loras(request_id="own", loras=(), merged=(), loadable=False)
+
+    async def load_lora(self, name: str, path: str, strength: float) -> None:
+        if name == "damaged":
+            raise LoraError(f"{path}: is damaged")
+        self.loaded.append(name)
 
     async def close(self) -> None:
         self.closed = True
@@ -280,3 +286,21 @@ def test_a_config_with_other_things_than_loras_is_refused() -> None:
             await replica.reconfigure({"tp": 4})
 
     asyncio.run(run())
+
+
+def test_a_lora_that_cannot_be_used_keeps_an_engine_from_starting_and_ends_none_that_draws(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        declared = {"loras": ["damaged=/loras/damaged.safetensors", "ink=/loras/ink.safetensors"]}
+        replica, _ = _replica()
+        with pytest.raises(LoraError, match="is damaged"):
+            await replica.reconfigure(declared)
+        replica, client = _replica()
+        await replica.reconfigure({"loras": []})
+        await replica.reconfigure(declared)
+        assert client.loaded == ["ink"]
+        await replica.reconfigure({"lora": []})
+
+    asyncio.run(run())
+    assert [record.message for record in caplog.records].count("a declared LoRA cannot be used") == 2
