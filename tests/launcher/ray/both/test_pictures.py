@@ -86,6 +86,23 @@ def test_a_large_picture_goes_in(server: Served) -> None:
     assert images(answer)[0].shape == (96, 96, 3)
 
 
+def test_a_picture_of_more_than_4_mib_comes_back(server: Served) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[512:576, 512:576] = 255
+    files = {}
+    for name, picture in (("image", noise), ("mask", mask)):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "png")
+        files[name] = (f"{name}.png", file.getvalue(), "image/png")
+    fields = {"prompt": PROMPT, "size": "64x64", "steps": 2, "mask_crop": 32, "mask_feather": 0}
+    answer = server.ask("POST", EDITS, data=fields, files=files)
+    assert answer.status_code == 200, answer.text
+    assert len(answer.content) > 4 * 2**20  # beyond what gRPC lets through unless it is told
+    drawn = images(answer)[0]
+    assert np.array_equal(drawn[:256], noise[:256])
+
+
 def test_images_can_be_answered_as_links_which_carry_their_own_secret(server: Served) -> None:
     answer = server.post(PATH, BODY | {"response_format": "url", "n": 2})
     assert answer.status_code == 200, answer.text
