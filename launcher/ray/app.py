@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from launcher.logs import log_event
-from launcher.ray.args import ClusterArgs
+from launcher.ray.args import ENGINE, INGRESS, ClusterArgs
 from launcher.ray.engine_replica import EngineReplica
 from launcher.ray.ingress import make_ingress
 from launcher.ray.link import RayLink
@@ -24,7 +24,6 @@ from launcher.ray.web.ingresses import ANSWER_S, Ingresses
 from launcher.ray.wire import decode_named, encode_named
 from launcher.threads import in_own_thread
 
-ENGINE, INGRESS = "engine", "ingress"  # the names of the deployments, which a config may name for its overrides
 _BEYOND_QUEUE = 64  # requests that an engine may have beside those that wait, so that it refuses, and not Serve
 _INGRESS_REQUESTS = 1000  # at once, besides those that engines may have: it is for engines to refuse some
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0

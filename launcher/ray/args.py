@@ -18,6 +18,7 @@ from engine.errors import ArgumentError
 from launcher.messages.limits import is_number
 from launcher.setup.configure import MAX_TIMEOUT_S, LaunchOptions
 
+ENGINE, INGRESS = "engine", "ingress"  # the names of the deployments, which a config may name for its overrides
 MOST_REPLICAS = 10_000
 _ENGINES_AN_INGRESS = 8  # pictures of as many replicas pass through one process
 

@@ -44,7 +44,7 @@ def decode_replies(chunk: bytes) -> list[tuple[Reply, bytes]]:
 
 
 def encode_named(name: str, chunk: bytes) -> bytes:
-    """Put the name of the engine that answers before its answer."""
+    """Put the name of the replica that answers before its answer."""
     return encode((name, chunk))
 
 

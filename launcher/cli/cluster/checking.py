@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.errors import ArgumentError, Krea2Error
-from launcher.cli.cluster.document import APPLICATION, ENGINES, IMPORT_PATH, INGRESSES
+from launcher.cli.cluster.document import APPLICATION, IMPORT_PATH
 from launcher.cli.options.as_typed import LineError
 from launcher.messages.limits import Limits
-from launcher.ray.args import ClusterArgs, HttpOptions
+from launcher.ray.args import ENGINE, INGRESS, ClusterArgs, HttpOptions
 from launcher.setup.configure import engine_config
 
 MAX_FILE_BYTES = 2**20
@@ -107,10 +107,10 @@ def _check_application(application: Mapping[str, Any], http: Mapping[str, Any]) 
 def _with_deployments(args: Mapping[str, Any], deployments: Any) -> Checked:
     """Check arguments with the LoRAs that are declared with the engines."""
     for each in deployments:
-        if each["name"] not in (ENGINES, INGRESSES):
-            raise ArgumentError.of("the name of a deployment", f"{ENGINES} or {INGRESSES}", each["name"])
+        if each["name"] not in (ENGINE, INGRESS):
+            raise ArgumentError.of("the name of a deployment", f"{ENGINE} or {INGRESS}", each["name"])
         declared = each.get("user_config")
-        if each["name"] == ENGINES and declared is not None:
+        if each["name"] == ENGINE and declared is not None:
             from launcher.ray.engine.loras import declared_loras
 
             loras = declared_loras(declared, args.get("lora_dir"))

@@ -10,17 +10,11 @@ from typing import Any
 
 import engine
 from engine.errors import printable
-from launcher.ray.args import ClusterOptions, HttpOptions, known_options
+from launcher.ray.args import ENGINE, ClusterOptions, HttpOptions, known_options
 
 APPLICATION, IMPORT_PATH = "krea2", "launcher.ray:build_app"
-ENGINES, INGRESSES = "engine", "ingress"  # the deployments
-_ALWAYS = (
-    "min_replicas",
-    "max_replicas",
-    "backlog_target_s",
-    "drain_s",
-    "max_surge_percent",
-)  # to be found in the file
+# To be found in the file, since they are what people change first.
+_ALWAYS = ("min_replicas", "max_replicas", "backlog_target_s", "drain_s", "max_surge_percent")
 _WIDTH = 110
 _HEAD = f"""\
 Written by krea2 cluster config, release {engine.__version__}. After a change: krea2 cluster config --check FILE.
@@ -65,7 +59,7 @@ def write(args: Mapping[str, Any], *, host: str, port: int) -> str:
     if loras:
         lines += [
             "  deployments:",
-            f"  - name: {ENGINES}",
+            f"  - name: {ENGINE}",
             "    user_config:",
             *_comment(_DEPLOYMENTS, " " * 6),
             "      loras:",
@@ -84,7 +78,7 @@ def _of(kind: type, args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults() -> dict[str, Any]:
-    """What is written also where it is the default, since it is what people change first."""
+    """What is written also where it is the default."""
     return {name: known_options()[name][0] for name in _ALWAYS}
 
 

@@ -1,4 +1,4 @@
-"""Makes one answer of what all engines say of themselves: their status, and their metrics."""
+"""Makes one answer of what all say of themselves: the status of engines, and metrics of engines or of ingresses."""
 
 from __future__ import annotations
 
