@@ -279,21 +279,14 @@ def test_what_ray_does_to_processes_is_undone_or_told_of(
     assert "OMP_NUM_THREADS" not in os.environ
 
 
-def test_a_config_with_other_things_than_loras_is_refused() -> None:
-    async def run() -> None:
-        replica, _ = _replica()
-        with pytest.raises(ArgumentError, match="user_config must be a map with loras"):
-            await replica.reconfigure({"tp": 4})
-
-    asyncio.run(run())
-
-
 def test_a_lora_that_cannot_be_used_keeps_an_engine_from_starting_and_ends_none_that_draws(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def run() -> None:
         declared = {"loras": ["damaged=/loras/damaged.safetensors", "ink=/loras/ink.safetensors"]}
         replica, _ = _replica()
+        with pytest.raises(ArgumentError, match="user_config must be a map with loras"):
+            await replica.reconfigure({"tp": 4})
         with pytest.raises(LoraError, match="is damaged"):
             await replica.reconfigure(declared)
         replica, client = _replica()
