@@ -12,7 +12,15 @@ from engine.errors import ServerError
 from launcher.messages.client_messages import Accepted, Generate, Image, Progress, Reply
 from launcher.ray.replaying.history import LONG_PATIENCE_S, PATIENCE_S
 from launcher.ray.replaying.silence import ALIVE_S
-from tests.launcher.ray.replaying.fake_engines import Act, FakeCluster, dies_after, refuses, waits_after, well
+from tests.launcher.ray.replaying.fake_engines import (
+    Act,
+    FakeCluster,
+    dies_after,
+    hangs_after,
+    refuses,
+    waits_after,
+    well,
+)
 from tests.launcher.ray.replaying.instant_time import instant_now, run_instantly
 
 REQUEST = Generate(request_id="request", prompt="a fox", seed=7)
@@ -171,7 +179,7 @@ def test_a_new_request_waits_a_while_for_an_engine_and_then_is_told_to_come_back
 
 def test_a_request_whose_engine_is_gone_before_it_said_anything_waits_no_longer_for_another() -> None:
     async def test() -> None:
-        cluster = FakeCluster(one=waits_after(0))
+        cluster = FakeCluster(one=hangs_after(0))
         following = Following(cluster)
         await asyncio.sleep(1.0)
         cluster.leave("one")  # it was dead when the router asked it, which keeps the request
