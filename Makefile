@@ -17,7 +17,7 @@ WORKERS ?= 2
 PYTEST = MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 # One cluster for all of its tests, in a network of their own, since Ray listens on every interface.
-PYTEST_CLUSTER = MALLOC_ARENA_MAX=2 $(BIN)/python -m tests.network.own_network $(BIN)/python -m pytest tests/launcher/ray tests/deploy
+PYTEST_CLUSTER = MALLOC_ARENA_MAX=2 $(BIN)/python -m tests.network.own_network $(BIN)/python -m pytest tests/launcher/ray tests/launcher/cli/cluster tests/deploy
 
 # Twice if need be: pip itself asks again where nobody answers, but not for a file that broke off or after a 502. A
 # person sees what it downloads, a log does not.

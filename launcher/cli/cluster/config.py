@@ -52,8 +52,8 @@ def config(context: click.Context, /, *, port: int, checked: Path | None, **opti
       krea2 cluster config --check krea2.yaml
     """
     if checked is not None:
-        need_ray("krea2 cluster config --check")
         _refuse_others(context)
+        need_ray("krea2 cluster config --check")
         _tell(check_file(checked))
         click.echo(printable(f"{checked} is right"), err=True)
         return

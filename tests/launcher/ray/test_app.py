@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 from launcher.ray.app import engine_settings, ingress_settings
 from launcher.ray.settled import settle

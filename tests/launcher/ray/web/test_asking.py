@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 from launcher.messages.client_messages import StatusReply
 from launcher.ray.fleet import Fleet

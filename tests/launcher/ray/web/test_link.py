@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
