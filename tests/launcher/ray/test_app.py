@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 from launcher.ray.app import engine_settings, ingress_settings
 from launcher.ray.settled import settle
+
+pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 DEMO: dict[str, Any] = {"model": "demo", "device": "cpu"}
 

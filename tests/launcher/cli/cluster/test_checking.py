@@ -10,6 +10,7 @@ import pytest
 from tests.launcher.conftest import Krea2
 
 pytest.importorskip("ray.serve.schema")
+
 pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.launcher.conftest import Krea2
 
 pytest.importorskip("ray")
+
 pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 RUN = ("cluster", "run")
 

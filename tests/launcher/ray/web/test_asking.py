@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 from launcher.messages.client_messages import StatusReply
 from launcher.ray.fleet import Fleet
 from launcher.ray.link import RayLink
 from launcher.ray.web.asking import answers_within
 from launcher.ray.wire import encode_named, encode_replies
+
+pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 PATIENCE_S = 60.0
 STATUS = StatusReply(

@@ -11,7 +11,6 @@ import msgspec
 import pytest
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import DeploymentUnavailableError, RequestCancelledError
@@ -35,6 +34,8 @@ from launcher.ray import link as link_module
 from launcher.ray.fleet import Fleet
 from launcher.ray.link import RayLink
 from launcher.ray.wire import decode_hints, encode_named, encode_replies
+
+pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 PATIENCE_S = 60.0
 REQUEST = Generate(request_id="r", prompt="a fox", seed=7)
