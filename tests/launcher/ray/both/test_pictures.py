@@ -87,8 +87,8 @@ def test_a_large_picture_goes_in(server: Served) -> None:
 
 
 def test_a_picture_of_more_than_4_mib_comes_back(server: Served) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), np.uint8)
-    mask = np.zeros((1024, 1024), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (1088, 1088, 3), np.uint8)
+    mask = np.zeros((1088, 1088), np.uint8)
     mask[512:576, 512:576] = 255
     files = {}
     for name, picture in (("image", noise), ("mask", mask)):
