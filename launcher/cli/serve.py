@@ -17,10 +17,10 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, printable
 from launcher.auto_mode.measurements import keep_speed
 from launcher.auto_mode.prediction import Workload
-from launcher.cli.options.access import tell_access
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import configure_engine, engine_options, model_argument, table_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER, WholeRange
+from launcher.cli.options.serving import api_key_option, log_format_option, tell_access
 from launcher.cli.progress import LoadingProgress
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
@@ -43,13 +43,7 @@ _FOR_HTTP = (
 @click.option("--host", default="127.0.0.1", help="Where HTTP listens.")
 @click.option("--port", type=WHOLE_NUMBER, default=30000, help="0 takes a free one.")
 @click.option("--no-http", is_flag=True, help="Serve RPC alone.")
-@click.option(
-    "--api-key",
-    "api_keys",
-    multiple=True,
-    envvar="KREA2_API_KEY",
-    help="Ask HTTP clients for this key; may be repeated.  [default: $KREA2_API_KEY, or none]",
-)
+@api_key_option
 @click.option(
     "--api-key-file",
     metavar="FILE",
@@ -109,12 +103,7 @@ _FOR_HTTP = (
     help="A size to prepare a GPU for besides the checkpoint's default, so that its first image is not slow; may be "
     "repeated.",
 )
-@click.option(
-    "--log-format",
-    type=click.Choice(("auto", "json", "text")),
-    default="auto",
-    help="auto is text on a terminal, json elsewhere.",
-)
+@log_format_option
 def serve(
     *,
     port: int,
@@ -169,8 +158,6 @@ def serve(
         from launcher.frontend.admission.key_limits import KeyLimits
 
         KeyLimits.read(key_limits)
-    if log_format == "auto":
-        log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
     http = http_config = None
     if not no_http:
         names = (

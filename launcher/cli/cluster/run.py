@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ import click
 from engine.errors import ArgumentError, LaunchError, printable
 from launcher.cli.cluster.needs import need_ray
 from launcher.cli.cluster.options import ClusterCommand, arguments_of, cluster_options, replicas_of
-from launcher.cli.options.access import tell_access
 from launcher.cli.options.engine_options import model_argument
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
+from launcher.cli.options.serving import api_key_option, log_format_option, tell_access
 from launcher.cli.progress import LoadingProgress
 from launcher.messages.api_keys import read_keys
 from launcher.messages.configs import HttpConfig
@@ -46,19 +45,8 @@ _OPEN = (
 )
 @click.option("--replicas", default="2", metavar="N", help="How many engines.")
 @click.option("--port", type=WHOLE_NUMBER, default=30000, help="Where HTTP listens; 0 takes a free one.")
-@click.option(
-    "--api-key",
-    "api_keys",
-    multiple=True,
-    envvar="KREA2_API_KEY",
-    help="Ask HTTP clients for this key; may be repeated.  [default: $KREA2_API_KEY, or none]",
-)
-@click.option(
-    "--log-format",
-    type=click.Choice(("auto", "json", "text")),
-    default="auto",
-    help="auto is text on a terminal, json elsewhere.",
-)
+@api_key_option
+@log_format_option
 def run(*, port: int, api_keys: tuple[str, ...], log_format: str, **options: Any) -> int:
     """Serve several engines of this machine behind one address until stopped. Prints it once all have loaded.
 
@@ -88,8 +76,6 @@ def run(*, port: int, api_keys: tuple[str, ...], log_format: str, **options: Any
     replicas, engine = replicas_of(options["replicas"])["min_replicas"], settled.frontend.engine
     keys = _keys(settled, api_keys)
     tell_access(keys, insecure=settled.args.http.insecure)
-    if log_format == "auto":
-        log_format = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
     with reserve(keys.host, port) as taken:
         config = ClusterConfig(
             args=_found(settled),

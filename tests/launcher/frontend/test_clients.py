@@ -7,7 +7,6 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import zmq
@@ -28,6 +27,7 @@ from launcher.messages.client_messages import (
 )
 from launcher.messages.encoding import decode_reply, encode
 from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
+from tests.launcher.messages.status_stand_in import STATUS
 
 PROMPT = "a red circle on a blue background"
 
@@ -138,7 +138,7 @@ def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replac
         assert len(outbox) <= 1 + _OUTBOX_MESSAGES
         clients.forget(b"slow", 7)
         assert ("progress", 7) not in outbox
-        clients.send(b"slow", StatusReply(**_STATUS), key=("answer", 8))
+        clients.send(b"slow", STATUS, key=("answer", 8))
         async with asyncio.timeout(DEADLINE_S):
             while not isinstance(decode_reply((await socket.recv_multipart())[0]), StatusReply):
                 pass
@@ -173,13 +173,6 @@ def test_a_burst_of_connections_while_the_event_loop_is_kept_leaves_those_that_a
                 assert (await another.generate(PROMPT, seed=2)).seed == 2
 
     run(test())
-
-
-_STATUS: dict[str, Any] = {
-    "model": "demo", "tp": 1, "device": "cpu", "ready": True, "uptime_s": 0.0, "waiting": 0, "running": 0, "done": 0,
-    "failed": 0, "dropped_messages": 0, "restarts": 0, "rank_memory": (), "loras": (), "merged_loras": (),
-    "memory_plan": (),
-}  # fmt: skip
 
 
 def test_a_call_that_gives_the_server_up_cancels_its_request(run_folder: Path) -> None:

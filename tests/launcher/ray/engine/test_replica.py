@@ -30,6 +30,7 @@ from launcher.messages.encoding import encode_request
 from launcher.ray import engine_replica
 from launcher.ray.engine_replica import EngineReplica
 from launcher.ray.wire import decode_named, decode_replies
+from tests.launcher.messages.status_stand_in import STATUS
 
 PATIENCE_S = 60.0
 REQUEST = Generate(request_id="r", prompt="a fox", pictures=("image",))
@@ -37,10 +38,6 @@ ACCEPTED = Accepted(request_id="r", position=0, estimated_s=None, attempt=0)
 IMAGE = Image(
     request_id="r", index=0, num_images=1, seed=7, width=64, height=64, output_format="png", warnings=(), timings={},
     attempt=0,
-)  # fmt: skip
-STATUS = StatusReply(
-    model="demo", tp=1, device="cpu", ready=True, uptime_s=5.0, waiting=1, running=2, done=3, failed=4,
-    dropped_messages=5, restarts=6, rank_memory=(), loras=(), merged_loras=(), memory_plan=(), backlog_s=2.5,
 )  # fmt: skip
 
 

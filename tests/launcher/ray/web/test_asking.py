@@ -9,19 +9,15 @@ import pytest
 
 pytest.importorskip("ray")
 
-from launcher.messages.client_messages import StatusReply
 from launcher.ray.fleet import Fleet
 from launcher.ray.link import RayLink
 from launcher.ray.web.asking import answers_within
 from launcher.ray.wire import encode_named, encode_replies
+from tests.launcher.messages.status_stand_in import STATUS
 
 pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 PATIENCE_S = 60.0
-STATUS = StatusReply(
-    model="demo", tp=1, device="cpu", ready=True, uptime_s=5.0, waiting=1, running=2, done=3, failed=4,
-    dropped_messages=5, restarts=6, rank_memory=(), loras=(), merged_loras=(), memory_plan=(),
-)  # fmt: skip
 
 
 class Answer:

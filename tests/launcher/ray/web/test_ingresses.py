@@ -9,17 +9,13 @@ import msgspec
 import pytest
 
 from launcher.http.apis.automatic1111.neighbours import Question, Seen
-from launcher.messages.client_messages import StatusReply
 from launcher.ray.web.ingresses import Ingresses
 from launcher.ray.web.summary import add_status, join_metrics
+from tests.launcher.messages.status_stand_in import STATUS, status
 
 SEEN = Seen(
     name="txt2img", num_images=1, began=1.0, position=0, step=1, steps=4, ends=None, images_done=0, interrupted=False,
     preview=None,
-)  # fmt: skip
-STATUS = StatusReply(
-    model="demo", tp=1, device="cpu", ready=True, uptime_s=5.0, waiting=1, running=2, done=3, failed=4,
-    dropped_messages=5, restarts=6, rank_memory=(), loras=(), merged_loras=(), memory_plan=(),
 )  # fmt: skip
 
 
@@ -83,7 +79,7 @@ def test_texts_of_metrics_become_one_with_what_is_said_of_each_metric_once() -> 
 
 
 def test_the_status_of_all_is_ready_if_one_engine_is_and_counts_all_requests() -> None:
-    starting = msgspec.structs.replace(STATUS, ready=False, not_ready="it is loading", device=None, uptime_s=9.0)
+    starting = status(ready=False, not_ready="it is loading", device=None, uptime_s=9.0)
     both = add_status([starting, STATUS])
     assert (both.ready, both.not_ready, both.device) == (True, None, "cpu")
     assert (both.waiting, both.running, both.done, both.failed, both.restarts) == (2, 4, 6, 8, 12)

@@ -27,22 +27,18 @@ from launcher.messages.client_messages import (
     Metrics,
     MetricsReply,
     Status,
-    StatusReply,
 )
 from launcher.messages.encoding import decode_request
 from launcher.ray import link as link_module
 from launcher.ray.fleet import Fleet
 from launcher.ray.link import RayLink
 from launcher.ray.wire import decode_hints, encode_named, encode_replies
+from tests.launcher.messages.status_stand_in import STATUS
 
 pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
 PATIENCE_S = 60.0
 REQUEST = Generate(request_id="r", prompt="a fox", seed=7)
-STATUS = StatusReply(
-    model="demo", tp=1, device="cpu", ready=True, uptime_s=5.0, waiting=1, running=2, done=3, failed=4,
-    dropped_messages=5, restarts=6, rank_memory=(), loras=(), merged_loras=(), memory_plan=(), backlog_s=2.5,
-)  # fmt: skip
 
 
 class FakeHandle:

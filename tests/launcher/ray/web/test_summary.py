@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from launcher.messages.client_messages import StatusReply
 from launcher.ray.web.summary import add_status
-
-
-def status(**more: Any) -> StatusReply:
-    given: dict[str, Any] = {
-        "model": "demo", "tp": 1, "device": "cpu", "ready": True, "uptime_s": 1.0, "waiting": 0, "running": 0,
-        "done": 0, "failed": 0, "dropped_messages": 0, "restarts": 0, "rank_memory": (), "loras": (),
-        "merged_loras": (), "memory_plan": (),
-    }  # fmt: skip
-    return StatusReply(**given | more)
+from tests.launcher.messages.status_stand_in import status
 
 
 def test_requests_are_added_up_and_one_engine_that_is_ready_is_enough() -> None:
-    found = [status(ready=False, not_ready="it warms up", waiting=2), status(waiting=3, running=1, uptime_s=9.0)]
+    starting = status(ready=False, not_ready="it warms up", waiting=2, running=0)
+    found = [starting, status(waiting=3, running=1, uptime_s=9.0)]
     both = add_status(found)
     assert (both.ready, both.not_ready, both.waiting, both.running, both.uptime_s) == (True, None, 5, 1, 9.0)
 

@@ -1,7 +1,8 @@
-"""Says who can use a server, before it starts."""
+"""What the commands that serve have in common: options, and who they say can use them."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,29 @@ from launcher.messages.api_keys import others_can_read
 
 if TYPE_CHECKING:
     from launcher.messages.configs import HttpConfig
+
+api_key_option = click.option(
+    "--api-key",
+    "api_keys",
+    multiple=True,
+    envvar="KREA2_API_KEY",
+    help="Ask HTTP clients for this key; may be repeated.  [default: $KREA2_API_KEY, or none]",
+)
+
+
+def _log_format(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    if value != "auto":
+        return value
+    return "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+
+
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(("auto", "json", "text")),
+    default="auto",
+    callback=_log_format,
+    help="auto is text on a terminal, json elsewhere.",
+)
 
 
 def tell_access(config: HttpConfig, *, insecure: bool) -> None:
