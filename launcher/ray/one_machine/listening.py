@@ -19,7 +19,7 @@ def open_ports(processes: Iterable[int]) -> list[OpenPort]:
     for process in processes:
         with suppress(OSError):  # it has ended
             sockets = _sockets(process)
-            name = _name(process)
+            name = process_name(process)
             for table in _TABLES:
                 for port, inode in _everywhere(_rows(f"/proc/{process}/net/{table}")):
                     if inode in sockets:
@@ -37,12 +37,15 @@ def has_unsent(port: int) -> bool:
     return False
 
 
-def _name(process: int) -> str:
-    """What a process calls itself, as Ray's do by their command line; the kernel keeps 15 bytes of that."""
+def process_name(process: int) -> str:
+    """What a process calls itself, as Ray's do by their command line, of which the kernel keeps 15 bytes; or the script
+    that it runs. Raises `OSError` for one that has ended."""
     short = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
-    command = Path(f"/proc/{process}/cmdline").read_text(errors="replace").partition("\0")[0]
+    command, *words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
     called = command.strip().partition(" ")[0]
-    return called if short and called.startswith(short) else short
+    if short and called.startswith(short):
+        return called
+    return next((os.path.basename(word) for word in words[:2] if word.endswith(".py")), short)
 
 
 def _sockets(process: int) -> set[str]:

@@ -20,7 +20,7 @@ from engine.errors import LaunchError, ServerError
 from launcher.messages.message_parts import Stage
 from launcher.ray.one_machine.descendants import bury_orphans, descendants
 from launcher.ray.one_machine.failures import failure, of_ours
-from launcher.ray.one_machine.listening import has_unsent
+from launcher.ray.one_machine.listening import has_unsent, process_name
 from launcher.ray.one_machine.messages import ClusterConfig
 
 APPLICATION = "krea2"  # its name, in Serve
@@ -60,7 +60,7 @@ class OwnRay:
         )
         global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
         global_worker_stdstream_dispatcher.add_handler("krea2", lambda said: _hand_on(said, on_line))
-        self._processes = {*descendants()}  # without which there is no Ray
+        self._processes = {each: process_name(each) for each in descendants()}  # without which there is no Ray
 
     def serve(self, on_stage: Callable[[Stage], None]) -> None:
         """Serve the application, and return when all of its replicas are ready.
@@ -91,9 +91,10 @@ class OwnRay:
         Buries what others have left, as a replica that is killed leaves its engine.
         """
         bury_orphans(self._processes)
-        lost = self._processes - {*descendants()}
+        lost = self._processes.keys() - {*descendants()}
         if lost:
-            raise ServerError(f"Ray has ended: {len(lost)} of its {len(self._processes)} own processes are gone")
+            names = ", ".join(sorted(self._processes[each] for each in lost))
+            raise ServerError(f"Ray has ended: of its own processes these are gone: {names}")
 
     def drain(self, seconds: float) -> bool:
         """Take no more requests, and let those that run end for so many seconds at most. Returns whether all have.

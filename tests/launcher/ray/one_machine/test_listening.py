@@ -7,10 +7,11 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from launcher.ray.one_machine.listening import has_unsent, open_ports
+from launcher.ray.one_machine.listening import has_unsent, open_ports, process_name
 from tests.launcher.processes import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
@@ -70,5 +71,17 @@ def test_a_process_is_named_by_all_that_it_calls_itself() -> None:
             assert process.stdout is not None
             assert process.stdout.readline() == b"listens\n"
             assert [each.process for each in open_ports([process.pid])] == [name]
+        finally:
+            process.kill()
+
+
+def test_a_process_is_named_by_the_script_that_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "log_monitor.py").write_text("print('runs', flush=True); input()")
+    command = [sys.executable, "-u", str(tmp_path / "log_monitor.py"), "--of", "others.py"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"runs\n"
+            assert process_name(process.pid) == "log_monitor.py"
         finally:
             process.kill()
