@@ -216,8 +216,8 @@ class _Course:
 
     def _look(self, attempt: Attempt, silence: Silence) -> float:
         """Look after an attempt. Returns the seconds until that is to be done again, or raises what ends it."""
-        now, name = self._time.clock(), self._fleet.where(attempt.ticket)
-        attempt.name = name or attempt.name
+        now = self._time.clock()
+        name = attempt.name = self._fleet.where(attempt.ticket) or attempt.name  # which it forgets in an hour
         leaves = name is not None and not self._fleet.takes(name)
         # Serve's router keeps a request whose engine turns out to be dead, until there is another.
         is_sent = attempt.heard or (name is not None and not (leaves and self._fleet.backlog_s is None))

@@ -70,6 +70,23 @@ def test_what_has_not_begun_leaves_an_engine_that_is_stopped_at_once_and_that_is
     run_instantly(test())
 
 
+def test_what_has_waited_for_hours_leaves_too() -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=waits_after(1))
+        following = Following(cluster)
+        await following.hears(1)
+        await asyncio.sleep(4000.0)
+        cluster.add(two=well)
+        cluster.fleet.stats("one", 9.0, 1, 0)
+        await Following(cluster).task
+        assert cluster.fleet.where(cluster.drawn[0].request.request_id) is None  # it forgets what is that old
+        cluster.leave("one")
+        await following.task
+        assert [drawn.engine for drawn in cluster.drawn] == ["one", "two", "two"]
+
+    run_instantly(test())
+
+
 def test_what_has_begun_ends_where_it_is() -> None:
     async def test() -> None:
         go_on = asyncio.Event()
