@@ -11,6 +11,7 @@ import click
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
 from engine.errors import ArgumentError
+from launcher.cli.options.as_typed import OPTIONS_ALONE
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import option_of, parse_limits
 from launcher.cli.serve import serve
@@ -23,6 +24,7 @@ _REPLICAS = re.compile(r"(?P<least>[0-9]{1,9})(:(?P<most>[0-9]{1,9}))?", re.ASCI
 _PATHS = ("model", "transformer", "text_encoder", "vae", "tokenizer", "lora_dir", "api_key_file", "images_folder")
 # Said by --replicas; and what is for relative paths.
 _SAID_OTHERWISE = ("min_replicas", "max_replicas", "lora_dir")
+_REFUSED = "refused_"  # what the names of options of `krea2 serve` begin with that a cluster does not have
 _CHANGES: dict[str, dict[str, Any]] = {
     "loras": {
         "help": "A LoRA file, or demo-outlined, for requests to choose by NAME, which is the file's if there is none. "
@@ -63,6 +65,10 @@ class ClusterCommand(Command):
         for theirs in serve.params:
             if isinstance(theirs, click.Option) and not theirs.hidden and not own & {*theirs.opts}:
                 self.params.append(_refused(theirs))
+
+    def _unknown(self, ctx: click.Context, error: click.NoSuchOption) -> str:
+        have = [flag for each in self.params if not str(each.name).startswith(_REFUSED) for flag in each.opts]
+        return super()._unknown(ctx, click.NoSuchOption(error.option_name, possibilities=have))
 
 
 def replicas_of(text: str) -> dict[str, int]:
@@ -124,7 +130,7 @@ def _refused(theirs: click.Option) -> click.Option:
             raise ArgumentError(_in_flags(_why_not(name, value), theirs.opts[0]), parameter=name)
 
     kind: dict[str, Any] = {"is_flag": True, "flag_value": True, "default": None} if theirs.is_flag else {}
-    flags = [*theirs.opts, f"refused_{name}"]
+    flags = [*theirs.opts, f"{_REFUSED}{name}"]
     return click.Option(flags, hidden=True, expose_value=False, callback=refuse, **kind)
 
 
@@ -138,8 +144,8 @@ def _why_not(name: str, value: Any) -> str:
 
 def _in_flags(message: str, flag: str) -> str:
     """Name options as they are typed, first the one that the message is about."""
-    first, *words = message.split(" ")
+    first, _, rest = message.partition(" ")
     if f"{flag}-".startswith(f"--{first.rstrip(':').replace('_', '-')}-"):
         first = flag + first[len(first.rstrip(":")) :]
-    known = {name: f"--{name.replace('_', '-')}" for name in known_options() if "_" in name}
-    return " ".join([first, *(known.get(word, word) for word in words)])
+    known = {name: f"--{name.replace('_', '-')}" for name in known_options() if "_" in name or name in OPTIONS_ALONE}
+    return f"{first} {re.sub(r'[a-z_]+', lambda word: known.get(word[0], word[0]), rest)}"

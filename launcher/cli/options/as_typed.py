@@ -12,7 +12,7 @@ from engine.errors import ArgumentError, Krea2Error
 # Words, but for those in paths and quotes.
 _WORD = re.compile(r"(?<![\w./'\"-])[a-z]+(?:_[a-z]+)*(?![\w/'\"\[-]|\.\w)")
 _SUBJECT = re.compile(r"[a-z_]+(?: × [a-z_]+)*")  # what a message begins with, as width × height
-_NO_ENGLISH = ("tp", "sp", "offload")  # which mean the option wherever an error about options has them
+OPTIONS_ALONE = ("tp", "sp", "offload")  # which mean the option wherever an error about options has them
 _ENGINES = {"merge_loras": "merge_lora"}  # options that the engine calls otherwise
 _WHOLE = re.compile(r"(, got -?\d+)\.0$")  # of an option that may have a fraction, and was given none
 
@@ -42,7 +42,7 @@ def as_typed(error: Krea2Error, context: click.Context) -> str:
     names = {name for name in flags if "_" in name and name not in PARTS}
     subject = None
     if isinstance(error, ArgumentError):
-        names |= {*_NO_ENGLISH}
+        names |= {*OPTIONS_ALONE}
         subject = _SUBJECT.match(error.message)
     names.difference_update(re.findall("[a-z_]+", repr([*context.params.values()])))
     if isinstance(error, ArgumentError) and error.message.startswith("missing: "):

@@ -76,7 +76,7 @@ def test_paths_that_are_here_are_whole_in_the_file(
         (["--no-http"], "--no-http: a cluster is reached over HTTP alone"),
         (
             ["--parallel", "auto"],
-            "--parallel is for one machine, whose GPUs are known: choose tp, sp and --cfg-parallel",
+            "--parallel is for one machine, whose GPUs are known: choose --tp, --sp and --cfg-parallel",
         ),
         (["--share-gpu"], "--share-gpu is for trials on one machine"),
         (["--http-workers", "2"], "--http-workers are --ingress-replicas here"),
@@ -91,6 +91,7 @@ def test_paths_that_are_here_are_whole_in_the_file(
         (["--warm-up", "3x3"], "--warm-up 3x3: width must be between 64 and 4096, got 3"),
         (["demo-trubo"], "demo-trubo: there is no such folder or file; did you mean demo-turbo?"),
         (["--tp", "2", "--device", "tpu"], "--device must be"),
+        (["--replica", "2"], "No such option '--replica'. (Did you mean one of: '--ingress-replicas', '--replicas'?)"),
         (["--check", "x", "--tp", "2"], "with --check there is no use for --tp: the file says it"),
     ],
 )

@@ -25,6 +25,7 @@ RUN = ("cluster", "run")
         (["--replicas", "two"], "--replicas must be a number, as 2"),
         (["--replicas", "0"], "--replicas must be at least 1"),
         (["--replicas", "99999"], "--replicas must be at least 1 and at most 10000"),
+        (["--replica", "2"], "No such option '--replica'. Did you mean '--replicas'?"),
         (["--tp", "3"], "--tp must be one of 1, 2, 4, got 3"),
         (["--host", "0.0.0.0"], "--host 0.0.0.0 can be reached from other machines, and nothing asks who they are"),
         (["--port", "70000"], "--port must be between 0 and 65535, got 70000"),
