@@ -12,7 +12,7 @@ import click
 from engine.errors import ArgumentError, LaunchError, printable
 from launcher.cli.cluster.needs import need_ray
 from launcher.cli.cluster.options import ClusterCommand, arguments_of, cluster_options, replicas_of
-from launcher.cli.options.engine_options import model_argument
+from launcher.cli.options.engine_options import check_device, model_argument
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.options.serving import api_key_option, log_format_option, tell_access
 from launcher.cli.progress import LoadingProgress
@@ -74,6 +74,7 @@ def run(*, port: int, api_keys: tuple[str, ...], log_format: str, **options: Any
     if any(key.split() != [key] for key in api_keys if key):  # which is not repeated, being a secret
         raise ArgumentError("api_key must have no white space: it reaches an ingress among others", parameter="api_key")
     replicas, engine = replicas_of(options["replicas"])["min_replicas"], settled.frontend.engine
+    check_device(engine)
     keys = _keys(settled, api_keys)
     tell_access(keys, insecure=settled.args.http.insecure)
     with reserve(keys.host, port) as taken:

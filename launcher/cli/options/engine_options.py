@@ -13,7 +13,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.config.options import Option, options_of
 from engine.errors import ArgumentError, printable
-from launcher.auto_mode.choice import is_auto
+from launcher.auto_mode.choice import find_devices, is_auto
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.options.command import MODEL
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
@@ -79,6 +79,12 @@ def _settings(name: str, default: Any, known: Option) -> dict[str, Any]:
 
 def _split(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
     return tuple(part.strip().replace("_", "-") for part in text.split(",")) if text else ()
+
+
+def check_device(engine: EngineConfig) -> None:
+    """Raise `ArgumentError`, as a rank would, where CUDA is asked for and missing: before what takes long to start."""
+    if engine.device == "cuda":
+        find_devices(engine)
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,6 +73,8 @@ class _Keeper:
 
         try:
             ray = OwnRay(self._config, lambda process, line: self._send(Output(process=process, line=line)))
+        except Krea2Error:
+            raise
         except Exception as error:
             message = f"Ray did not start: {describe(error)}"
             again = _SLOW in message

@@ -14,9 +14,10 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray._private.accelerators import get_accelerator_manager_for_resource
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 
-from engine.errors import LaunchError, ServerError
+from engine.errors import ArgumentError, LaunchError, ServerError
 from launcher.messages.message_parts import Stage
 from launcher.ray.one_machine.descendants import bury_orphans, descendants
 from launcher.ray.one_machine.failures import failure, of_ours
@@ -34,7 +35,7 @@ _IS_OUR_MISTAKE = 2  # exit code of errors that another attempt would end with, 
 
 
 class OwnRay:
-    """Starts Ray's own processes for a configuration. Raises what Ray does.
+    """Starts Ray's own processes for a configuration. Raises what Ray does, and `ArgumentError` for too few GPUs.
 
     on_line: called, in a thread, with the name of a replica and a line that it printed.
     """
@@ -43,10 +44,14 @@ class OwnRay:
         self._config = config
         for name in ("ray", "ray.serve"):  # what they say is for Ray's users, and their logs have it
             logging.getLogger(name).setLevel(logging.ERROR)
+        gpus = _gpus() if config.gpus else 0
+        if config.gpus > gpus and (gpus or config.args.get("device") == "cuda"):
+            message = f"the replicas need {config.gpus} GPUs, and this machine has {gpus}"
+            raise ArgumentError(message, parameter="replicas")
         ray.init(
             address="local",
             num_cpus=config.cpus,
-            num_gpus=None if config.gpus else 0,
+            num_gpus=gpus,
             include_dashboard=False,
             object_store_memory=_STORE_BYTES,
             logging_level="ERROR",
@@ -68,9 +73,6 @@ class OwnRay:
         Raises what ends a replica, and `LaunchError`.
         """
         config = self._config
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if config.gpus > gpus and (gpus or config.args.get("device") == "cuda"):
-            raise LaunchError(f"the replicas need {config.gpus} GPUs, and this machine has {gpus}")
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": config.port})
         module, _, name = config.application.partition(":")
         application = getattr(importlib.import_module(module), name)(config.args)
@@ -133,6 +135,14 @@ async def _leave(deadline: float) -> None:
                 if running and not sum(running):
                     return
                 await asyncio.sleep(_POLL_S)
+
+
+def _gpus() -> int:
+    """How many GPUs Ray would find, which takes no context on any."""
+    manager = get_accelerator_manager_for_resource("GPU")
+    count: int = manager.get_current_node_num_accelerators()
+    visible = manager.get_current_process_visible_accelerator_ids()
+    return count if visible is None else min(count, len(visible))
 
 
 def _has_room() -> bool:

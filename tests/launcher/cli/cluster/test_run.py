@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.auto_mode import choice
 from tests.launcher.conftest import Krea2
 
 pytest.importorskip("ray")
@@ -46,6 +47,14 @@ def test_what_cannot_be_is_refused_by_the_name_that_was_typed(
     assert (code, stdout) == (2, "")
     assert stderr.startswith(f"error: {message.format(here=tmp_path)}")
     assert stderr.count("\n") == 1
+
+
+def test_gpus_that_are_not_there_are_refused_as_krea2_serve_does_before_anything_starts(
+    krea2: Krea2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "_ask", lambda: "torch finds none")
+    refused = (2, "", "error: --device cuda is not available: torch finds none\n")
+    assert krea2(*RUN, "--device", "cuda") == refused
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of Linux")

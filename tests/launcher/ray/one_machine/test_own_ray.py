@@ -1,10 +1,11 @@
-"""What is said of a Ray of our own that cannot go on."""
+"""What is said of a Ray of our own that cannot start, or go on."""
 
 from __future__ import annotations
 
 import pytest
 
-from engine.errors import ServerError
+from engine.errors import ArgumentError, ServerError
+from launcher.ray.one_machine.messages import ClusterConfig
 
 pytest.importorskip("ray")
 
@@ -20,3 +21,23 @@ def test_what_has_ended_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ours._processes = {11: "raylet", 12: "monitor.py", 13: "gcs_server"}
     with pytest.raises(ServerError, match=r"of its own processes these are gone: gcs_server, monitor\.py$"):
         ours.check()
+
+
+@pytest.mark.parametrize(("visible", "has"), [(None, 4), ("0,2", 2)])
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_more_gpus_than_there_are_are_refused_before_ray_starts(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, has: int, device: str
+) -> None:
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    from launcher.ray.one_machine import own_ray
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    manager = get_accelerator_manager_for_resource("GPU")
+    monkeypatch.setattr(manager, "get_current_node_num_accelerators", staticmethod(lambda: 4))
+    monkeypatch.setattr(own_ray.ray, "init", lambda **_: pytest.fail("Ray is started"))
+    config = ClusterConfig(args={"device": device}, port=1, cpus=8, gpus=8)
+    with pytest.raises(ArgumentError, match=f"the replicas need 8 GPUs, and this machine has {has}$"):
+        own_ray.OwnRay(config, lambda *_: None)
