@@ -57,11 +57,12 @@ def ingress_config(args: Mapping[str, Any]) -> HttpConfig:
     http, cluster = settled.args.http, settled.args.cluster
     if cluster.images_folder is not None and not Path(cluster.images_folder).is_dir():
         raise ArgumentError.of("images_folder", "a folder on every node that runs an ingress", cluster.images_folder)
+    is_told = "KREA2_ACCESS_TOLD" in os.environ
     keys: dict[str, Any] = {"api_keys": tuple(os.environ.get(_KEY, "").split())}
     forget_secrets(os.environ)
     if http.api_key_file is not None:
         keys |= {"api_key_file": http.api_key_file, "file_keys": read_keys(http.api_key_file)}
-        if others_can_read(http.api_key_file):
+        if others_can_read(http.api_key_file) and not is_told:
             log_event("every user of this machine can read the file of keys", level="warning", file=http.api_key_file)
     config = HttpConfig(
         engine=settled.frontend.engine,
@@ -79,7 +80,7 @@ def ingress_config(args: Mapping[str, Any]) -> HttpConfig:
         links=settled.args.ingress_replicas == 1 or cluster.images_folder is not None,
         **keys,
     )
-    if check_http(config, insecure=http.insecure):
+    if check_http(config, insecure=http.insecure) and not is_told:
         log_event("whoever reaches the proxies can use this cluster", level="warning", host=http.host)
     return config
 

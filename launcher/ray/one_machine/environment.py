@@ -29,6 +29,7 @@ _SETTINGS = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",  # bytes to a replica are no objects of the store then, which costs less
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # of pictures, for which 4 MiB are not enough
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "launcher.ray.web.proxy_callback:middlewares",
+    "KREA2_ACCESS_TOLD": "1",  # who can use the cluster, by the command that runs it: ingresses need not log that
     "FORWARDED_ALLOW_IPS": "",  # as krea2 serve: no header of a client says which address it has
 }
 

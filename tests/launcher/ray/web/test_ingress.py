@@ -11,7 +11,8 @@ import pytest
 
 from engine.errors import ArgumentError
 from launcher.http.answers.engine_link import EngineLink
-from launcher.ray.ingress import make_ingress
+from launcher.ray.ingress import ingress_config, make_ingress
+from launcher.ray.one_machine.environment import set_up
 from launcher.ray.web.ingresses import Ingresses
 from launcher.run_folder import RunFolder
 
@@ -59,3 +60,20 @@ def test_an_ingress_that_cannot_start_leaves_nothing(temporary: Path, options: d
         _start(**options)
     assert raised.value.parameter == parameter
     assert not list(temporary.iterdir())
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_an_ingress_says_who_can_use_it_unless_the_command_that_started_it_has(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, is_told: bool
+) -> None:
+    if is_told:
+        set_up(environment := {}, str(temporary))
+        monkeypatch.setenv("KREA2_ACCESS_TOLD", environment["KREA2_ACCESS_TOLD"])
+    said: list[str] = []
+    monkeypatch.setattr("launcher.ray.ingress.log_event", lambda event, **_: said.append(event))
+    (keys := temporary / "keys").write_text("secret\n")
+    keys.chmod(0o644)
+    for options in ({"insecure": True}, {"api_key_file": str(keys)}):
+        ingress_config(ARGS | {"host": "0.0.0.0"} | options)
+    told = ["whoever reaches the proxies can use this cluster", "every user of this machine can read the file of keys"]
+    assert said == ([] if is_told else told)
