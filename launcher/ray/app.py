@@ -63,8 +63,10 @@ class Ingress:
         self._beside, self._app = [asyncio.create_task(work) for work in beside], app
         return app
 
-    async def leave(self) -> int:
-        """Take no more requests, for good. Returns how many run."""
+    async def leave(self, cut_off: bool) -> int:
+        """Take no more requests, for good, and fail those that run if they are to be cut off. Returns how many run."""
+        if cut_off:
+            self._link.end()
         return self._app.leave()
 
     async def answer(self, question: bytes) -> bytes:

@@ -110,7 +110,8 @@ class RayLink:
         raise ConflictError(LORAS_DECLARED)
 
     def end(self) -> None:
-        """Do nothing: Serve waits until an ingress has answered all, and engines outlive it."""
+        """Fail what engines draw, since the cluster is stopped."""
+        self._replay.end()
 
     # ---- over the handle
 

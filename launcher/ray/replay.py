@@ -9,11 +9,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
 
 import msgspec
 
-from engine.errors import Krea2Error, QueueFullError, RequestTimeoutError
+from engine.errors import Krea2Error, QueueFullError, RequestTimeoutError, ServerError
 from launcher.awake import TICK_S
 from launcher.client.async_client import NO_FILES
 from launcher.logs import log_event, log_exception
@@ -23,6 +22,7 @@ from launcher.parameters.values import PICTURES
 from launcher.ray.fleet import Fleet
 from launcher.ray.replaying.counts import Counts
 from launcher.ray.replaying.ending import drain, end
+from launcher.ray.replaying.held import Held
 from launcher.ray.replaying.history import Attempt, History, LostError, MovedError
 from launcher.ray.replaying.own_time import OwnTime
 from launcher.ray.replaying.retelling import routing_key, with_seed, work_of
@@ -84,34 +84,27 @@ class Replay:
             if not course.telling.has_ended:  # or else its engine takes leave by itself
                 await end(driving)
 
-    def _hold(self, files: list[bytes]) -> _Held:
+    def end(self) -> None:
+        """Fail all requests, since the server is stopped. Those that come later are taken."""
+        for driving in self._driving:
+            asyncio.get_running_loop().call_soon(driving.cancel)  # once it has begun, or else it would say nothing
+
+    def _hold(self, files: list[bytes]) -> Held:
         size = sum(map(len, files))
         if size and self._held_bytes + size > _MOST_HELD_BYTES:
             told = f"the pictures of other requests fill the {_MOST_HELD_BYTES / 2**30:g} GiB that there is for them"
             raise QueueFullError(f"{told}: try again later", parameter="image", retry_after_s=5.0)
         self._held_bytes += size
-        return _Held(files, self._let_go)
+        return Held(files, self._let_go)
 
     def _let_go(self, size: int) -> None:
         self._held_bytes -= size
 
 
-@dataclass
-class _Held:
-    """Files that another attempt may need; `on_forgotten` hears how large those are that are no longer held."""
-
-    files: list[bytes]
-    on_forgotten: Callable[[int], None]
-
-    def forget(self) -> None:
-        files, self.files = self.files, []
-        self.on_forgotten(sum(map(len, files)))
-
-
 class _Course:
     """One request, from its first attempt to its end."""
 
-    files: _Held
+    files: Held
 
     def __init__(
         self,
@@ -149,6 +142,8 @@ class _Course:
             error = as_krea2_error(failure)
             if isinstance(error, RequestTimeoutError) and self._request.timeout_s is not None:
                 error = RequestTimeoutError.of(self._request.timeout_s)  # an engine knows only what was left of it
+        except asyncio.CancelledError:
+            error = ServerError("the server was stopped")  # of which a client that hung up hears nothing
         finally:
             self.files.forget()
         self.telling.end(error)

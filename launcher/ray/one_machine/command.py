@@ -21,7 +21,15 @@ from launcher.messages.message_parts import Stage
 from launcher.processes import SIGNALS, TERMINATE_S, Child
 from launcher.ray.one_machine.descendants import adopt_orphans, end_descendants
 from launcher.ray.one_machine.keeper import END_S
-from launcher.ray.one_machine.messages import ClusterConfig, NotStarted, OpenPort, Output, Serving, decode_report
+from launcher.ray.one_machine.messages import (
+    ClusterConfig,
+    CutOff,
+    NotStarted,
+    OpenPort,
+    Output,
+    Serving,
+    decode_report,
+)
 from launcher.run_folder import RunFolder
 
 _POLL_S = 0.2
@@ -55,7 +63,7 @@ class _Again(Exception):
     """Ray was slow to start, and may yet."""
 
 
-_Report = Starting | Serving | NotStarted | Ended | None  # None: the keeper's process has ended
+_Report = Starting | Serving | NotStarted | CutOff | Ended | None  # None: the keeper's process has ended
 
 
 class Cluster:
@@ -135,10 +143,11 @@ class Cluster:
         while True:
             with suppress(Empty):
                 number = self._signals.get_nowait()
-                if received is not None or not (serves and self._config.drain_s):
+                if received is not None or not serves:
                     return received or number
                 received = number
-                self._on_draining()
+                if self._config.drain_s:
+                    self._on_draining()
                 keeper.ask_to_stop()
             try:
                 report = reports.get(timeout=_POLL_S)
@@ -153,6 +162,9 @@ class Cluster:
                 case Serving():
                     serves = True
                     self._on_serving(report.open_ports)
+                case CutOff():
+                    seconds = self._config.drain_s
+                    log_event("requests cut off", level="warning", requests=report.requests, drain_s=seconds)
                 case NotStarted():
                     raise _Again(report.message) if report.again else LaunchError(report.message)
                 case Ended():

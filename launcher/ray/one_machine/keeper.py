@@ -23,7 +23,7 @@ from launcher.processes import Reporter, exit_after, read_config, watch_parent
 from launcher.ray.one_machine.descendants import adopt_orphans, descendants, end_descendants
 from launcher.ray.one_machine.environment import set_up
 from launcher.ray.one_machine.listening import open_ports
-from launcher.ray.one_machine.messages import ClusterConfig, NotStarted, Output, Serving
+from launcher.ray.one_machine.messages import ClusterConfig, CutOff, NotStarted, Output, Serving
 from launcher.run_folder import RunFolder
 
 END_S = 10.0  # for killed processes to be gone
@@ -87,11 +87,11 @@ class _Keeper:
         self._send(Serving(open_ports=tuple(found)))
         while not self._stop.wait(_WATCH_S):
             ray.check()
-        if self._config.drain_s:
-            try:
-                ray.drain(self._config.drain_s)
-            except Exception as error:  # it is to stop all the same
-                self._send(Output(process="ray", line=f"what runs cannot be waited for: {describe(error)}"))
+        try:
+            if cut_off := ray.drain(self._config.drain_s):
+                self._send(CutOff(requests=cut_off))
+        except Exception as error:  # it is to stop all the same
+            self._send(Output(process="ray", line=f"what runs cannot be waited for: {describe(error)}"))
 
     def _parent_ended(self, died: bool) -> None:
         """Stop in order if the parent wants that, and there is something to do so with."""

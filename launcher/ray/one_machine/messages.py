@@ -51,6 +51,12 @@ class NotStarted(Message, frozen=True, kw_only=True):
     again: bool
 
 
+class CutOff(Message, frozen=True, kw_only=True):
+    """What ran when it was to stop took too long."""
+
+    requests: int
+
+
 class Output(Message, frozen=True, kw_only=True):
     """A line that a replica has printed."""
 
@@ -58,4 +64,4 @@ class Output(Message, frozen=True, kw_only=True):
     line: str
 
 
-decode_report = msgspec.msgpack.Decoder(Starting | Serving | NotStarted | Output | Ended).decode
+decode_report = msgspec.msgpack.Decoder(Starting | Serving | NotStarted | CutOff | Output | Ended).decode

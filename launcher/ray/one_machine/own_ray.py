@@ -29,7 +29,8 @@ _STORE_BYTES = 512 * 2**20  # for pictures on their way between two processes, a
 _SHARED_MEMORY = "/dev/shm"
 _NO_ENGINE = "ingress"  # the deployment that is of no interest while engines start
 _POLL_S = 0.1
-_PASSED_ON_S = 0.5  # for a proxy to pass on the last that an ingress has sent
+_PASSED_ON_S = 1.0  # for a proxy to pass on the last that an ingress has sent
+_LAST_ANSWERS_S = 5.0  # for clients to be told that their requests are cut off
 _QUIET = {"log_level": "ERROR", "enable_access_log": False}  # of what Serve logs itself; our guard logs requests
 _IS_OUR_MISTAKE = 2  # exit code of errors that another attempt would end with, too
 
@@ -98,17 +99,17 @@ class OwnRay:
             names = ", ".join(sorted(self._processes[each] for each in lost))
             raise ServerError(f"Ray has ended: of its own processes these are gone: {names}")
 
-    def drain(self, seconds: float) -> bool:
-        """Take no more requests, and let those that run end for so many seconds at most. Returns whether all have.
+    def drain(self, seconds: float) -> int:
+        """Take no more requests, and let those that run end for so many seconds at most. Returns how many were cut off.
 
         Serve would answer with 404 as soon as the application is deleted, as if nothing had ever been there.
         """
         deadline = time.monotonic() + seconds
-        asyncio.run(_leave(deadline))
-        time.sleep(min(_PASSED_ON_S, max(0.0, deadline - time.monotonic())))
-        while (late := has_unsent(self._config.port)) and time.monotonic() < deadline:
+        cut_off = asyncio.run(_leave(deadline))
+        time.sleep(_PASSED_ON_S)
+        while has_unsent(self._config.port) and time.monotonic() < deadline + _LAST_ANSWERS_S:
             time.sleep(_POLL_S)
-        return not late and time.monotonic() < deadline
+        return cut_off
 
     def _is_running(self, on_stage: Callable[[Stage], None]) -> bool:
         application = serve.status().applications[APPLICATION]
@@ -125,16 +126,20 @@ class OwnRay:
         return bool(application.status == "RUNNING")
 
 
-async def _leave(deadline: float) -> None:
-    """Have ingresses take no more requests, and wait until they have none, or the deadline."""
+async def _leave(deadline: float) -> int:
+    """Have ingresses take no more requests, and wait until they have none. Returns how many the deadline cuts off."""
     ingresses = serve.get_deployment_handle(_NO_ENGINE, APPLICATION)
+    cut_off = 0
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic()) + _LAST_ANSWERS_S):
             while True:
-                running = await ingresses.broadcast("leave").results_async()  # of those that it knows already
+                is_late = time.monotonic() >= deadline
+                running = await ingresses.broadcast("leave", is_late).results_async()  # of those that it knows already
+                cut_off = max(cut_off, is_late * sum(running))
                 if running and not sum(running):
-                    return
+                    break
                 await asyncio.sleep(_POLL_S)
+    return cut_off
 
 
 def _gpus() -> int:

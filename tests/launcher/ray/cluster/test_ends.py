@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from tests.launcher.processes import PATIENCE_S
+from tests.launcher.processes import PATIENCE_S, read_log, wait_until
 from tests.launcher.ray.servers import cluster
 
 pytestmark = pytest.mark.cluster
@@ -16,3 +19,22 @@ def test_nothing_outlives_a_command_that_is_killed() -> None:
         assert server.processes("launcher", "_rank")
         server.process.kill()
         server.process.wait(PATIENCE_S)  # and what it leaves is looked at when this ends
+
+
+@pytest.mark.slow  # the same, but for Ray: tests of replaying/test_held.py and one_machine/test_own_ray.py
+def test_what_runs_too_long_when_the_command_is_stopped_is_answered_with_an_error_and_counted() -> None:
+    body = {"prompt": "a red circle", "size": "64x64", "steps": 2}
+    with cluster("--drain-s", "1", replicas=1) as server, ThreadPoolExecutor(2) as pool:
+        for rank in server.processes("launcher", "_rank"):
+            rank.suspend()
+        bodies = (body, body | {"stream": True})
+        whole, stream = (pool.submit(server.post, "/v1/images/generations", each) for each in bodies)
+        wait_until(lambda: sum(server.load()) == 2, "the arrival of both")
+        server.process.send_signal(signal.SIGTERM)
+        answer = whole.result(PATIENCE_S)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["message"] == "the server was stopped"
+        assert "the server was stopped" in stream.result(PATIENCE_S).text
+        assert server.process.wait(PATIENCE_S) == 128 + signal.SIGTERM
+        (said,) = (entry for entry in read_log(server.log) if entry["event"] == "requests cut off")
+        assert (said["level"], said["requests"], said["drain_s"]) == ("warning", 2, 1.0)

@@ -39,7 +39,7 @@ def build_app(args: dict[str, Any]) -> Any:
         async def __call__(self, _: Any) -> str:
             return str(await self._engine.remote())
 
-        async def leave(self) -> int:
+        async def leave(self, cut_off: bool) -> int:
             return 0
 
     options = {"num_replicas": 1, "max_constructor_retry_count": 1, "ray_actor_options": {"num_cpus": 0}}

@@ -41,3 +41,29 @@ def test_more_gpus_than_there_are_are_refused_before_ray_starts(
     config = ClusterConfig(args={"device": device}, port=1, cpus=8, gpus=8)
     with pytest.raises(ArgumentError, match=f"the replicas need 8 GPUs, and this machine has {has}$"):
         own_ray.OwnRay(config, lambda *_: None)
+
+
+@pytest.mark.parametrize(("seconds", "running", "cut_off"), [(600.0, [2, 1, 0], 0), (0.0, [2, 1, 0], 2), (0.0, [0], 0)])
+def test_what_runs_too_long_is_cut_off_and_counted(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, running: list[int], cut_off: int
+) -> None:
+    from launcher.ray.one_machine import own_ray
+
+    asked: list[bool] = []
+
+    class Ingresses:
+        """Answers as Serve's handle of two ingresses."""
+
+        def broadcast(self, method: str, is_late: bool) -> Ingresses:
+            assert method == "leave"
+            asked.append(is_late)
+            return self
+
+        async def results_async(self) -> list[int]:
+            return [0, running[len(asked) - 1]]
+
+    monkeypatch.setattr(own_ray.serve, "get_deployment_handle", lambda *_: Ingresses())
+    ours = object.__new__(own_ray.OwnRay)
+    ours._config = ClusterConfig(args={}, port=1, cpus=8)
+    assert ours.drain(seconds) == cut_off
+    assert asked == [not seconds] * len(running)

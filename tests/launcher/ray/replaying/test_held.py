@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import QueueFullError
+from engine.errors import QueueFullError, ServerError
 from launcher.messages.client_messages import Accepted, Generate, Image, Preview, Progress
 from launcher.ray import replay as replay_module
 from tests.launcher.ray.replaying.fake_engines import FakeCluster, dies_after, file_of, waits_after, well
@@ -35,6 +35,29 @@ def test_pictures_go_to_each_engine_and_are_let_go_with_the_last_image_while_its
             drawn.files.clear()
         assert sys.getrefcount(picture) == references
         assert sum([isinstance(reply, Image) async for reply, _ in replies]) == 2
+
+    run_instantly(test())
+
+
+def test_all_requests_fail_when_the_server_is_stopped_wherever_they_are() -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=waits_after(2))
+        begun = cluster.replay.replies(REQUEST, {"image": b"a picture"})
+        assert [type((await anext(begun))[0]) for _ in range(2)] == [Accepted, Progress]
+        drawn = cluster.drawn[0]
+        cluster.leave("one")
+        routed = asyncio.ensure_future(anext(cluster.replay.replies(REQUEST)))
+        while not cluster.unrouted:
+            await asyncio.sleep(0.01)
+        new = asyncio.ensure_future(anext(cluster.replay.replies(REQUEST)))
+        while len(cluster.replay._driving) < 3:
+            await asyncio.sleep(0)
+        cluster.replay.end()
+        for waiting in (asyncio.ensure_future(anext(begun)), routed, new):
+            with pytest.raises(ServerError, match=r"^the server was stopped$"):
+                await waiting
+        assert drawn.closed.is_set()
+        assert (cluster.replay._held_bytes, cluster.unrouted) == (0, 0)
 
     run_instantly(test())
 
