@@ -10,7 +10,7 @@ import pytest
 from tests.launcher.processes import PATIENCE_S, read_log, wait_until
 from tests.launcher.ray.servers import cluster
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]  # each starts a cluster of its own
 
 
 def test_nothing_outlives_a_command_that_is_killed() -> None:
@@ -21,7 +21,6 @@ def test_nothing_outlives_a_command_that_is_killed() -> None:
         server.process.wait(PATIENCE_S)  # and what it leaves is looked at when this ends
 
 
-@pytest.mark.slow  # the same, but for Ray: tests of replaying/test_held.py and one_machine/test_own_ray.py
 def test_what_runs_too_long_when_the_command_is_stopped_is_answered_with_an_error_and_counted() -> None:
     body = {"prompt": "a red circle", "size": "64x64", "steps": 2}
     with cluster("--drain-s", "1", replicas=1) as server, ThreadPoolExecutor(2) as pool:
