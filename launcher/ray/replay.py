@@ -12,7 +12,7 @@ from contextlib import aclosing, suppress
 
 import msgspec
 
-from engine.errors import Krea2Error, QueueFullError, RequestTimeoutError, ServerError
+from engine.errors import Krea2Error, RequestTimeoutError, ServerError
 from launcher.awake import TICK_S
 from launcher.client.async_client import NO_FILES
 from launcher.logs import log_event, log_exception
@@ -22,7 +22,7 @@ from launcher.parameters.values import PICTURES
 from launcher.ray.fleet import Fleet
 from launcher.ray.replaying.counts import Counts
 from launcher.ray.replaying.ending import drain, end
-from launcher.ray.replaying.held import Held
+from launcher.ray.replaying.held import Held, Holding
 from launcher.ray.replaying.history import Attempt, History, LostError, MovedError
 from launcher.ray.replaying.own_time import OwnTime
 from launcher.ray.replaying.retelling import routing_key, with_seed, work_of
@@ -30,7 +30,6 @@ from launcher.ray.replaying.silence import Silence
 from launcher.ray.replaying.telling import Telling
 from launcher.ray.wire import Hints, decode_replies, encode_hints
 
-_MOST_HELD_BYTES = 2**30  # of the pictures of all requests, which a replay needs again
 _GRACE_S = 1.0  # for an engine to say itself that a request's time is over, or to be known to have died
 
 Send = Callable[[bytes, list[bytes], bool, bytes], AsyncGenerator[bytes, None]]
@@ -50,7 +49,7 @@ class Replay:
     def __init__(self, send: Send, fleet: Fleet, clock: Callable[[], float] = time.monotonic) -> None:
         self._send, self._fleet, self._clock = send, fleet, clock
         self.counts = Counts()
-        self._held_bytes = 0
+        self._holding = Holding()
         self._driving: set[asyncio.Task[None]] = set()
 
     async def replies(
@@ -66,7 +65,7 @@ class Replay:
         request = with_seed(msgspec.structs.replace(request, pictures=names))
         encode_request(request)  # before anybody is asked: raises for what cannot be sent
         course = _Course(self._send, self._fleet, self.counts, request, progress, self._clock)
-        course.files = self._hold([files[name] for name in names])
+        course.files = self._holding.hold([files[name] for name in names])
         del files
         unsubscribe = self._fleet.on_leaving(course.left)
         driving = asyncio.create_task(course.drive())
@@ -88,17 +87,6 @@ class Replay:
         """Fail all requests, since the server is stopped. Those that come later are taken."""
         for driving in self._driving:
             asyncio.get_running_loop().call_soon(driving.cancel)  # once it has begun, or else it would say nothing
-
-    def _hold(self, files: list[bytes]) -> Held:
-        size = sum(map(len, files))
-        if size and self._held_bytes + size > _MOST_HELD_BYTES:
-            told = f"the pictures of other requests fill the {_MOST_HELD_BYTES / 2**30:g} GiB that there is for them"
-            raise QueueFullError(f"{told}: try again later", parameter="image", retry_after_s=5.0)
-        self._held_bytes += size
-        return Held(files, self._let_go)
-
-    def _let_go(self, size: int) -> None:
-        self._held_bytes -= size
 
 
 class _Course:

@@ -227,5 +227,5 @@ async def check_nothing_is_left(cluster: FakeCluster) -> None:
     tickets = [drawn.request.request_id for drawn in cluster.drawn]
     assert len(set(tickets)) == len(tickets)
     assert [cluster.fleet.where(ticket) for ticket in tickets] == [None] * len(tickets)
-    assert cluster.replay._held_bytes == 0
+    assert cluster.replay._holding.size == 0
     assert not cluster.fleet._listeners

@@ -10,7 +10,7 @@ import pytest
 
 from engine.errors import QueueFullError, ServerError
 from launcher.messages.client_messages import Accepted, Generate, Image, Preview, Progress
-from launcher.ray import replay as replay_module
+from launcher.ray.replaying import held as held_module
 from tests.launcher.ray.replaying.fake_engines import FakeCluster, dies_after, file_of, waits_after, well
 from tests.launcher.ray.replaying.instant_time import instant_now, run_instantly
 
@@ -29,7 +29,7 @@ def test_pictures_go_to_each_engine_and_are_let_go_with_the_last_image_while_its
         await asyncio.sleep(5.0)
         assert [drawn.files for drawn in cluster.drawn] == [[picture, b"a mask"]] * 2
         assert [drawn.request.pictures for drawn in cluster.drawn] == [("image", "mask")] * 2
-        assert cluster.replay._held_bytes == 0
+        assert cluster.replay._holding.size == 0
         files.clear()
         for drawn in cluster.drawn:
             drawn.files.clear()
@@ -64,7 +64,7 @@ def test_all_requests_fail_when_the_server_is_stopped_wherever_they_are() -> Non
 
 def test_so_many_bytes_of_pictures_are_held_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        monkeypatch.setattr(replay_module, "_MOST_HELD_BYTES", 100)
+        monkeypatch.setattr(held_module, "_MOST_BYTES", 100)
         cluster = FakeCluster(one=waits_after(2))
         held = cluster.replay.replies(REQUEST, {"image": bytes(60)})
         await anext(held)
