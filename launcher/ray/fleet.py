@@ -9,8 +9,9 @@ Other processes send requests to the same replicas, and none hears of another's 
 to take the replica of which they know the least work, all would take the same. So the work that the others must have
 sent since is thought to be poured over the replicas, the emptiest first, up to a common level, and a request goes to
 each with the chance that its room below that level has of all rooms: to the emptiest alone where what is known is fresh
-or nobody else sends, and to anyone where it is old ("Interpreting Stale Load Information", M. Dahlin, 1999; `python -m
-bench.cluster --simulate` compares).
+or nobody else sends, and to anyone where it is old ("Interpreting Stale Load Information", M. Dahlin, 1999). Where the
+answer then says that others had sent more than was thought, `waits_less_elsewhere`. `python -m bench.cluster
+--simulate` compares.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _RATE_S = 10.0  # over which the seconds of work that this process sends in a se
 _QUIET_S = 3.0  # that a replica may say nothing to what it was sent, before others are taken: it may hang
 _HANGS_S = 60.0  # that one which hangs is taken last, unless it says something
 _OLDEST_S = 5.0  # that what is known of a replica is taken for
+_MOVE_S = 0.1  # that it takes to send a request elsewhere, generously
 
 Leaving = Callable[[Collection[str]], None]
 
@@ -161,6 +163,18 @@ class Fleet:
                 replica.free_at = max(before, done_at)
                 found.counted_s = max(0.0, done_at - before)
             found.done_at = done_at
+
+    def waits_less_elsewhere(self, ticket: str) -> bool:
+        """Whether a request would wait for so much less at another replica than its own has said, by what is known of
+        that one, that it is to go there: by more than it takes itself, since that may have got others meanwhile."""
+        with self._lock:
+            found, now = self._tickets.get(ticket), self._clock()
+            if found is None or found.done_at is None or self._unit_s is None:
+                return False
+            takes_s = self._seconds(found.work)
+            others = [each for name, each in self._replicas.items() if name != found.name and not each.is_quiet(now)]
+            least_s = min((replica.ahead_s(now) for replica in others), default=math.inf)
+            return found.done_at - now - takes_s > least_s + takes_s + _MOVE_S
 
     def ended(self, ticket: str) -> None:
         """Note that a request has ended, in whatever way. Unknown tickets are ignored."""

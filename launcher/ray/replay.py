@@ -156,7 +156,7 @@ class _Course:
         deaths = self._history.deaths
         match problem:
             case MovedError():
-                reason, detail = "moved", None
+                reason, detail = problem.reason, None
                 pause_s = self._history.moved(attempt)
             case LostError():
                 reason, detail = problem.reason, problem.detail
@@ -167,7 +167,7 @@ class _Course:
         if self._history.deaths > deaths:
             self.telling.attempt_dies()
         if isinstance(problem, MovedError):
-            self._counts.moved()
+            self._counts.moved(reason)
         else:
             self._counts.replayed(reason)
         log_event(
@@ -218,7 +218,7 @@ class _Course:
         if leaves and not attempt.begun and self._fleet.backlog_s is not None:  # there are others
             attempt.leaves_since = now if attempt.leaves_since is None else attempt.leaves_since
             if attempt.accepted or now - attempt.leaves_since >= _GRACE_S:
-                raise MovedError
+                raise MovedError("stopped")
         return TICK_S if leaves or not attempt.accepted or self._time.is_limited else hangs_in_s
 
     async def _read(self, attempt: Attempt, silence: Silence) -> None:
@@ -241,7 +241,7 @@ class _Course:
                         return
         except ReplicaLostError as error:
             raise LostError("replica_lost", str(error) or "it died") from None
-        except (LostError, Krea2Error):
+        except (LostError, MovedError, Krea2Error):
             raise
         except Exception as error:
             log_exception(error, request_id=request.request_id)
@@ -254,6 +254,7 @@ class _Course:
             replies = decode_replies(chunk)
         except (ValueError, RecursionError) as error:  # msgspec's own among them
             raise LostError("bad_reply", f"a reply of it cannot be read: {describe(error)}") from None
+        was_accepted = attempt.accepted
         for reply, file in replies:
             has_all = self.telling.hear(attempt, reply, file)
             if self.telling.is_complete:
@@ -262,7 +263,15 @@ class _Course:
                 return True
             if isinstance(reply, Accepted):
                 self._fleet.accepted(attempt.ticket, reply.estimated_s)
+        if attempt.accepted and not was_accepted and not attempt.begun and self._waits_less_elsewhere(attempt.ticket):
+            raise MovedError("busy")
         return False
+
+    def _waits_less_elsewhere(self, ticket: str) -> bool:
+        """Whether it is worth the way, which it is once at most: what is known of other engines may be old. Requests
+        with an idempotency key stay with the one that their key belongs to."""
+        may_go = self._history.is_first and self._request.idempotency_key is None
+        return may_go and self._fleet.waits_less_elsewhere(ticket)
 
     # ---- while no engine has it
 

@@ -37,6 +37,7 @@ def samples() -> dict[str, set[str]]:
     front_end.quarantined.labels(0).set(1)
     http.count("/v1/images/generations", "POST", 200, 1.0)
     ingress.replayed("replica_lost")
+    ingress.moved("stopped")
     ingress.failed("timeout")
     gauges = {name: 1.0 for name, _, *labels in frontend_metrics._GAUGES if not labels}
     found: dict[str, set[str]] = {}

@@ -48,6 +48,7 @@ class Outcome:
     waits: list[tuple[float, float]] = field(default_factory=list)
     refused: int = 0
     lost: int = 0
+    moved: int = 0
     replayed: int = 0
     busy_s: list[float] = field(default_factory=list)  # of each replica
 
@@ -157,7 +158,7 @@ class _Attempt:
     def __init__(self, cluster: Cluster, arrival: Arrival) -> None:
         self._cluster, self._arrival = cluster, arrival
         self._router = cluster._routers[arrival.ingress]
-        self._tries, self._refusals, self._avoid = 0, 0, list[str]()
+        self._tries, self._moves, self._refusals, self._avoid = 0, 0, 0, list[str]()
         self.name, self._ticket = "", ""
 
     def send(self) -> None:
@@ -179,8 +180,22 @@ class _Attempt:
         if estimated_s is None:
             cluster.after(_HOP_S, self._refused)
             return
-        ongoing, name = replica.ongoing, self.name
-        cluster.after(_HOP_S, lambda: self._router.accepted(ticket, name, max(0.0, estimated_s - _HOP_S), ongoing))
+        cluster.after(_HOP_S, partial(self._accepted, ticket, max(0.0, estimated_s - _HOP_S), replica.ongoing))
+
+    def _accepted(self, ticket: str, estimated_s: float, ongoing: int) -> None:
+        if ticket != self._ticket:
+            return
+        self._router.accepted(ticket, self.name, estimated_s, ongoing)
+        if self._tries == 1 and ticket in self._cluster._attempts and self._router.waits_less_elsewhere(ticket):
+            self._cluster.after(_HOP_S, partial(self._move, ticket))
+
+    def _move(self, ticket: str) -> None:
+        cluster = self._cluster
+        if ticket in cluster._attempts and cluster.replicas[self.name].take_back(self._arrival.number):
+            self._end()
+            self._moves = 1
+            cluster.outcome.moved += 1
+            self.send()
 
     def _done(self, ticket: str) -> None:
         cluster = self._cluster
@@ -210,7 +225,7 @@ class _Attempt:
             return
         self._end()
         self._cluster.forget([self.name], self._arrival.ingress)
-        if self._tries == _TRIES + self._refusals:
+        if self._tries == _TRIES + self._moves + self._refusals:
             self._cluster.outcome.lost += 1
         else:
             self._cluster.outcome.replayed += 1

@@ -9,7 +9,8 @@ own, and hears what replicas say of themselves every `--stats` seconds, 0.1 to 0
 arrivals. A wait is what a request took beyond what it would have taken alone; that of the first fifth of the time is
 left out.
 
-    ours       seconds of work ahead, as the ingress knows them
+    ours       seconds of work ahead, as the ingress knows them. A request whose replica then says that
+               it waits for longer than elsewhere moves, once
     two        power of two choices with Serve's cache of queue lengths: Serve's own router
     in-flight  least of the ingress' own requests in flight, as most proxies do it
     asked      power of two choices that asks both replicas for each request, which is not counted
@@ -86,7 +87,9 @@ def _run(arguments: argparse.Namespace) -> int:
             for router in routers:
                 rows.append(_compare(arguments, case, load, router))
     if rows:
-        print_table(("case", "load", "router", "P50", "P90", "P99", "busiest", "refused", "replayed", "note"), rows)
+        print_table(
+            ("case", "load", "router", "P50", "P90", "P99", "busiest", "refused", "moved", "replayed", "note"), rows
+        )
     if "ramp" in cases:
         _ramp(arguments)
     return 0
@@ -135,6 +138,7 @@ def _compare(arguments: argparse.Namespace, case: str, load: float, router: str)
         "busiest_of_mean": [outcome.imbalance for outcome in outcomes],
         "refused": sum(outcome.refused for outcome in outcomes),
         "lost": sum(outcome.lost for outcome in outcomes),
+        "moved": sum(outcome.moved for outcome in outcomes),
         "replayed": sum(outcome.replayed for outcome in outcomes),
         "steps": "predicted for H200s, not measured",
     }
@@ -156,6 +160,7 @@ def _compare(arguments: argparse.Namespace, case: str, load: float, router: str)
         *(f"{mean(waits[share]):.2f}" for share in (0.5, 0.9, 0.99)),
         f"{mean(outcome.imbalance for outcome in outcomes):.2f}",
         str(result["refused"]),
+        f"{100 * result['moved'] / max(1, result['requests']):.0f} %",
         f"{result['replayed']}" + (f", {result['lost']} lost" if result["lost"] else ""),
         said,
     ]

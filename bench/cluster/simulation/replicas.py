@@ -138,6 +138,17 @@ class Replica:
         self._pump()
         return 0.0 if estimate is None else estimate.seconds
 
+    def take_back(self, number: int) -> bool:
+        """Forget a request that waits. Returns whether that is so: one that has begun stays."""
+        estimate = self._scheduler.estimate(number, self._calendar.now)
+        if estimate is None or not estimate.position:
+            return False
+        del self._requests[number]
+        for job_id in [job_id for job_id, of in self._of_job.items() if of == number]:
+            self._scheduler.cancel(job_id)
+            del self._of_job[job_id], self._works[job_id], self._pixels[job_id]
+        return True
+
     def die(self) -> None:
         """Lose everything, and take nothing until `revive`."""
         self.alive = False

@@ -31,6 +31,9 @@ class Router(Protocol):
     def accepted(self, ticket: str, name: str, estimated_s: float, ongoing: int) -> None:
         """Hear that a replica has taken a request: when it will be done, and how many it has."""
 
+    def waits_less_elsewhere(self, ticket: str) -> bool:
+        """Whether a request that was just accepted is to go to another replica."""
+
     def ended(self, ticket: str, name: str) -> None:
         """Hear that a request is done, was refused or is lost."""
 
@@ -57,6 +60,9 @@ class SecondsOfWork:
     def accepted(self, ticket: str, name: str, estimated_s: float, ongoing: int) -> None:
         self._fleet.accepted(ticket, estimated_s)
 
+    def waits_less_elsewhere(self, ticket: str) -> bool:
+        return self._fleet.waits_less_elsewhere(ticket)
+
     def ended(self, ticket: str, name: str) -> None:
         self._fleet.ended(ticket)
 
@@ -75,6 +81,9 @@ class _Counting:
 
     def accepted(self, ticket: str, name: str, estimated_s: float, ongoing: int) -> None:
         pass
+
+    def waits_less_elsewhere(self, ticket: str) -> bool:
+        return False
 
     def ended(self, ticket: str, name: str) -> None:
         pass

@@ -14,8 +14,8 @@ class Counts:
         reasons = "replica_lost, replica_silent, bad_reply, or the code of an engine's error"
         replays = f"Requests sent to another engine, by why: {reasons}"
         self._replays = Counter("krea2_ingress_replays", replays, ["reason"], registry=self._registry)
-        moves = "Requests sent to another engine since theirs was being stopped and had not begun them"
-        self._moves = Counter("krea2_ingress_moves", moves, registry=self._registry)
+        moves = "Requests sent to another engine before theirs had begun them, since it was stopped, or busy for longer"
+        self._moves = Counter("krea2_ingress_moves", moves, ["reason"], registry=self._registry)
         failures = "Requests that an ingress ended with an error, its own or an engine's, by code"
         self._failures = Counter("krea2_ingress_failures", failures, ["code"], registry=self._registry)
 
@@ -23,9 +23,9 @@ class Counts:
         """Count a request that is sent to another engine."""
         self._replays.labels(reason).inc()
 
-    def moved(self) -> None:
-        """Count a request that leaves an engine which is being stopped."""
-        self._moves.inc()
+    def moved(self, reason: str) -> None:
+        """Count a request that leaves an engine which has not begun it."""
+        self._moves.labels(reason).inc()
 
     def failed(self, code: str) -> None:
         """Count a request that ends with an error."""

@@ -35,7 +35,12 @@ class LostError(Exception):
 
 
 class MovedError(Exception):
-    """An attempt is given up since its engine is being stopped and has not begun it."""
+    """An attempt is given up that its engine has not begun, since the engine is being `stopped`, or `busy` for longer
+    than another: `reason`."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 @dataclass
@@ -85,6 +90,11 @@ class History:
         self._why: Krea2Error | None = None  # the attempt before failed
         self._verdict: Krea2Error | None = None  # of ours, that ends the request
 
+    @property
+    def is_first(self) -> bool:
+        """Whether no attempt has ended yet."""
+        return not self.moves and not self.setbacks
+
     def begin(self) -> Attempt:
         """Begin another attempt."""
         return Attempt(ticket_of(self._request_id, self.moves + self.setbacks + 1))
@@ -111,7 +121,7 @@ class History:
     # ---- how an attempt ended: each returns the seconds to wait before the next, or raises what ends the request
 
     def moved(self, attempt: Attempt) -> float:
-        """Go on after an attempt that was given up where an engine is being stopped: that is nobody's fault."""
+        """Go on after an attempt that was given up before it began: that is nobody's fault."""
         self._avoid(attempt)
         self.deaths += attempt.rank_attempt - 1
         self.moves += 1

@@ -96,7 +96,7 @@ def _notes(deaths: int, moves: int) -> Iterable[str]:
         yield f"engines or their ranks died {times} before this attempt, which another engine made"
     if moves:
         others = "another engine" if moves == 1 else f"{moves} others, one after the other"
-        yield f"the request had not begun where an engine was stopped, and went to {others}"
+        yield f"the request went to {others}, before it had begun: where it was first was stopped, or busy for longer"
 
 
 def _owned_key(request: Generate) -> str:

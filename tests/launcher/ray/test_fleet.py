@@ -230,3 +230,37 @@ def test_a_replica_whose_requests_have_ended_before_it_accepted_them_is_not_thou
         fleet.stats(name, 50.0, 5, 1)
     setting.now += 10.0
     assert setting.first() == "a"
+
+
+@pytest.mark.parametrize(
+    ("said_s", "others_s", "elsewhere"),
+    [(9.0, 5.0, True), (9.0, 7.5, False), (1.5, 0.0, False), (2.5, 0.0, True), (9.0, None, False)],
+)
+def test_a_request_would_wait_less_elsewhere_if_that_is_by_more_than_it_takes(
+    setting: Setting, said_s: float, others_s: float | None, elsewhere: bool
+) -> None:
+    setting.fleet.sent("before", "a", 8.0)
+    setting.fleet.accepted("before", 1.0)
+    setting.fleet.ended("before")
+    setting.fleet.sent("asked", "a", 8.0)
+    assert not setting.fleet.waits_less_elsewhere("asked")  # it has not been accepted
+    setting.fleet.accepted("asked", said_s)
+    for name in NAMES[1:]:
+        setting.fleet.stats(name, 7.5 if others_s is None else others_s, 1, 1)
+    if others_s is None:
+        setting.fleet.replicas_are("a")
+    assert setting.fleet.waits_less_elsewhere("asked") == elsewhere
+    assert not setting.fleet.waits_less_elsewhere("unknown")
+
+
+def test_a_replica_that_may_hang_is_no_reason_to_leave(setting: Setting) -> None:
+    setting.fleet.sent("before", "a", 8.0)
+    setting.fleet.accepted("before", 1.0)
+    setting.fleet.ended("before")
+    for name in NAMES[1:]:
+        setting.fleet.hangs(name)
+    setting.fleet.sent("asked", "a", 8.0)
+    setting.fleet.accepted("asked", 9.0)
+    assert not setting.fleet.waits_less_elsewhere("asked")
+    setting.fleet.stats("b", 0.0, 0, 0)
+    assert setting.fleet.waits_less_elsewhere("asked")

@@ -33,11 +33,14 @@ class Drawn:
 
     # ---- what an engine may say
 
-    def accepted(self, attempt: int = 1, position: int = 0) -> tuple[Reply, bytes]:
+    def accepted(self, attempt: int = 1, position: int = 0, estimated_s: float = 1.0) -> tuple[Reply, bytes]:
         """Say that it is queued."""
-        warnings = ("a warning",)
         return Accepted(
-            request_id=self.request.request_id, position=position, estimated_s=1.0, attempt=attempt, warnings=warnings
+            request_id=self.request.request_id,
+            position=position,
+            estimated_s=estimated_s,
+            attempt=attempt,
+            warnings=("a warning",),
         ), b""
 
     def step(self, step: int, attempt: int = 1) -> tuple[Reply, bytes]:

@@ -14,6 +14,8 @@ import pytest
 from engine.errors import Krea2Error
 from launcher.messages.client_messages import Accepted, Generate, Image, Preview, Progress, Reply
 from launcher.ray.replay import ReplicaLostError
+from launcher.ray.replaying.retelling import work_of
+from launcher.ray.replaying.silence import SILENT_S
 from tests.launcher.ray.replaying.fake_engines import STEPS, Drawn, FakeCluster, Replies, file_of
 from tests.launcher.ray.replaying.instant_time import run_instantly
 
@@ -51,11 +53,11 @@ class Script:
         while unsent:
             does = self._next(accepted)
             if does in ("refuse", "fault") or does in ENDS:
-                self.deaths += attempt - 1 + begun if does not in ("fault",) else 0
+                self.deaths += begun and does != "fault"
             match does:
                 case "accept":
                     accepted = True
-                    chunk.append(drawn.accepted(attempt))
+                    chunk.append(drawn.accepted(attempt, estimated_s=self.chance.choice((1.0, 9.0))))
                 case "refuse" | "fault" | "full":
                     code = "queue_full" if does == "full" else self.draw(PASSING if does == "refuse" else OWN_FAULTS)
                     self.faults.append(code)
@@ -80,13 +82,16 @@ class Script:
                     chunk.append(drawn.accepted(attempt, position=1))
                 case "restart" if attempt < 3 and begun:
                     attempt, begun, step = attempt + 1, False, STEPS * len(sent)
+                    self.deaths += 1
                     chunk.append(drawn.accepted(attempt))
                 case "leave":
                     self.cluster.leave(drawn.engine)
                     self.cluster.add(**{f"{drawn.engine}'": self.act})
                     await asyncio.sleep(self.chance.choice((0.0, 0.1, 5.0)))
                 case "wait":
-                    await asyncio.sleep(self.chance.choice((0.1, 5.0, 40.0)))
+                    wait_s = self.chance.choice((0.1, 5.0, 40.0))
+                    self.deaths += begun and wait_s > SILENT_S  # after which it is taken for dead
+                    await asyncio.sleep(wait_s)
                 case "die":
                     yield chunk
                     raise ReplicaLostError("the actor died")
@@ -169,10 +174,19 @@ class Client:
             assert code != "queue_full" or script.faults.count(code) >= 2 or script.wrong >= 3
 
 
+def let_it_be_known_what_a_request_takes(cluster: FakeCluster) -> None:
+    """So that it may move to another engine."""
+    cluster.fleet.replicas_are(["before"])
+    cluster.fleet.sent("before", "before", work_of(Generate(request_id="before", prompt="a fox")))
+    cluster.fleet.accepted("before", 1.0)
+    cluster.fleet.ended("before")
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_each_image_comes_once_or_an_error_that_is_so(seed: int) -> None:
     async def test(chance: random.Random) -> None:
         cluster = FakeCluster()
+        let_it_be_known_what_a_request_takes(cluster)
         script = Script(chance, cluster, chance.randrange(8))
         cluster.add(**dict.fromkeys(NAMES[: chance.randint(1, 4)], script.act))
         count, explain = chance.randint(1, 3), chance.random() < 0.3
@@ -197,6 +211,7 @@ def test_each_image_comes_once_or_an_error_that_is_so(seed: int) -> None:
 def test_who_hangs_up_ends_all_that_was_made_for_it(seed: int) -> None:
     async def test(chance: random.Random) -> None:
         cluster = FakeCluster()
+        let_it_be_known_what_a_request_takes(cluster)
         script = Script(chance, cluster, chance.randrange(6))
         cluster.add(**dict.fromkeys(NAMES[: chance.randint(0, 3)], script.act))
         request = Generate(request_id="request", prompt="a fox", seed=7, num_images=2)

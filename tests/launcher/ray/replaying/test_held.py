@@ -57,7 +57,7 @@ def test_all_requests_fail_when_the_server_is_stopped_wherever_they_are() -> Non
             with pytest.raises(ServerError, match=r"^the server was stopped$"):
                 await waiting
         assert drawn.closed.is_set()
-        assert (cluster.replay._held_bytes, cluster.unrouted) == (0, 0)
+        assert (cluster.replay._holding.size, cluster.unrouted) == (0, 0)
 
     run_instantly(test())
 

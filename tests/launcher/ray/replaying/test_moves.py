@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.errors import ServerError
-from launcher.messages.client_messages import Accepted, Generate, Image, Progress, Reply
+from launcher.messages.client_messages import Accepted, Image, Progress
 from launcher.ray.replaying.history import LONG_PATIENCE_S, PATIENCE_S
 from launcher.ray.replaying.silence import ALIVE_S
 from tests.launcher.ray.replaying.fake_engines import (
@@ -21,33 +21,8 @@ from tests.launcher.ray.replaying.fake_engines import (
     waits_after,
     well,
 )
+from tests.launcher.ray.replaying.following import Following, metric, moves
 from tests.launcher.ray.replaying.instant_time import instant_now, run_instantly
-
-REQUEST = Generate(request_id="request", prompt="a fox", seed=7)
-
-
-class Following:
-    """A request that is followed beside a test."""
-
-    def __init__(self, cluster: FakeCluster, request: Generate = REQUEST) -> None:
-        self.told: list[Reply] = []
-        self._cluster, self._request = cluster, request
-        self.task = asyncio.create_task(self._follow())
-
-    async def _follow(self) -> None:
-        async for reply, _ in self._cluster.replay.replies(self._request):
-            self.told.append(reply)
-
-    async def hears(self, count: int) -> None:
-        """Wait until it has been told so much."""
-        while len(self.told) < count:
-            await asyncio.sleep(0.01)
-
-
-def metric(cluster: FakeCluster, name: str) -> float:
-    """What the ingress has counted under a name with its labels."""
-    lines = cluster.replay.counts.render().decode().splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.rpartition(" ")[0] == name)
 
 
 def test_what_has_not_begun_leaves_an_engine_that_is_stopped_at_once_and_that_is_no_attempt() -> None:
@@ -64,7 +39,7 @@ def test_what_has_not_begun_leaves_an_engine_that_is_stopped_at_once_and_that_is
         assert [type(reply) for reply in following.told[:3]] == [Accepted, Accepted, Progress]
         assert isinstance(following.told[-1], Image)
         assert {reply.attempt for reply in following.told if isinstance(reply, (Accepted, Progress, Image))} == {1}
-        assert metric(cluster, "krea2_ingress_moves_total") == 1
+        assert metric(cluster, 'krea2_ingress_moves_total{reason="stopped"}') == 1
         assert metric(cluster, "krea2_ingress_replays_total") == 0
 
     run_instantly(test())
@@ -158,7 +133,7 @@ def test_an_engine_that_dies_at_once_with_a_request_that_it_has_not_answered_is_
         with pytest.raises(ServerError, match="was lost"):
             await Following(cluster).task
         assert len(cluster.drawn) == 4
-        assert metric(cluster, "krea2_ingress_moves_total") == 0
+        assert moves(cluster) == 0
 
     run_instantly(test())
 
