@@ -128,7 +128,7 @@ def engine_settings(settled: Settled) -> dict[str, Any]:
         return settings | {"num_replicas": cluster.min_replicas}
     policy = {
         "policy_function": "launcher.ray.scaling:QueuedSeconds",
-        "policy_kwargs": {"backlog_target_s": cluster.backlog_target_s},
+        "policy_kwargs": {"backlog_target_s": cluster.backlog_target_s, "down_delay_s": cluster.down_delay_s},
     }
     scaling = {
         "min_replicas": cluster.min_replicas,

@@ -16,6 +16,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.options import Option, check_options, option, options_of, switch
 from engine.errors import ArgumentError
 from launcher.messages.limits import is_number
+from launcher.ray.scaling import BACKLOG_TARGET_S, BACKLOG_TARGETS_S, DOWN_DELAY_S, DOWN_DELAYS_S
 from launcher.setup.configure import MAX_TIMEOUT_S, LaunchOptions
 
 ENGINE, INGRESS = "engine", "ingress"  # the names of the deployments, which a config may name for its overrides
@@ -99,7 +100,14 @@ class ClusterOptions:
         None, 1, MOST_REPLICAS, "Engines that may run.  [default: min_replicas]", kind=int
     )
     backlog_target_s: float = _number(
-        5.0, 0.1, 86_400, "Seconds of work that may wait for each engine before there are more of them."
+        BACKLOG_TARGET_S,
+        *BACKLOG_TARGETS_S,
+        "Seconds of work that may wait for each engine before there are more of them.",
+    )
+    down_delay_s: float = _number(
+        DOWN_DELAY_S,
+        *DOWN_DELAYS_S,
+        "Seconds for which fewer engines must have been enough before some are stopped.",
     )
     ingress_replicas: int | None = _number(
         None,

@@ -22,8 +22,10 @@ _CALM = 0.5  # of the target, that may be queued for each replica when some are 
 _PARTS = 4  # of the time looked back upon before some are taken away: the busiest of them counts
 _LEAST_LEFT = 0.5  # of the replicas, however few would do
 _SAMPLE_S = 1.0  # between two samples that are kept
-_LONGEST_DELAY_S = 3600.0
 _STATE = "loads"
+# The defaults of a rule, and the least and the most that it may have: seconds of work, and of time.
+BACKLOG_TARGET_S, BACKLOG_TARGETS_S = 5.0, (0.1, 86_400.0)
+DOWN_DELAY_S, DOWN_DELAYS_S = 300.0, (0.1, 3600.0)
 
 
 class Load(NamedTuple):
@@ -43,8 +45,8 @@ class Rule(NamedTuple):
 
     minimum: int
     maximum: int
-    backlog_target_s: float = 5.0
-    down_delay_s: float = 300.0
+    backlog_target_s: float = BACKLOG_TARGET_S
+    down_delay_s: float = DOWN_DELAY_S
 
 
 def wanted_replicas(loads: Sequence[Load], rule: Rule) -> int:
@@ -106,14 +108,12 @@ def _busiest(loads: Sequence[Load], since: float) -> float:
 class QueuedSeconds:
     """The policy of Serve's autoscaler. Its own delays (`upscale_delay_s`, `downscale_delay_s`) should be 0.
 
-    Raises `ValueError` for seconds that are not positive, or delays of more than an hour.
+    Raises `ValueError` for seconds that are not within `BACKLOG_TARGETS_S` or `DOWN_DELAYS_S`.
     """
 
-    def __init__(self, backlog_target_s: float = 5.0, down_delay_s: float = 300.0) -> None:
-        if not 0 < backlog_target_s < math.inf:
-            raise ValueError(f"backlog_target_s must be more than 0, got {backlog_target_s}")
-        if not 0 < down_delay_s <= _LONGEST_DELAY_S:
-            raise ValueError(f"down_delay_s must be more than 0 and at most {_LONGEST_DELAY_S:g}, got {down_delay_s}")
+    def __init__(self, backlog_target_s: float = BACKLOG_TARGET_S, down_delay_s: float = DOWN_DELAY_S) -> None:
+        _check("backlog_target_s", backlog_target_s, *BACKLOG_TARGETS_S)
+        _check("down_delay_s", down_delay_s, *DOWN_DELAYS_S)
         self._backlog_target_s, self._down_delay_s = backlog_target_s, down_delay_s
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
@@ -132,6 +132,11 @@ class QueuedSeconds:
         )
         loads = remember(context.policy_state.get(_STATE, ()), load, rule)
         return wanted_replicas(loads, rule), {_STATE: loads}
+
+
+def _check(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be between {least:g} and {most:g}, got {value}")
 
 
 def measured(metrics: Mapping[str, Mapping[Any, Sequence[Any]]], *, at: float, target: int, running: int) -> Load:

@@ -14,7 +14,7 @@ from launcher.ray.args import ENGINE, ClusterOptions, HttpOptions, known_options
 
 APPLICATION, IMPORT_PATH = "krea2", "launcher.ray:build_app"
 # To be found in the file, since they are what people change first.
-_ALWAYS = ("min_replicas", "max_replicas", "backlog_target_s", "drain_s", "max_surge_percent")
+_ALWAYS = ("min_replicas", "max_replicas", "backlog_target_s", "down_delay_s", "drain_s", "max_surge_percent")
 _WIDTH = 110
 _HEAD = f"""\
 Written by krea2 cluster config, release {engine.__version__}. After a change: krea2 cluster config --check FILE.

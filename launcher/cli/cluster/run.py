@@ -41,6 +41,7 @@ _OPEN = (
     "ingress_cpus",
     "max_surge_percent",
     "backlog_target_s",
+    "down_delay_s",
     drain_s={"help": "Seconds for what runs to be finished when stopped.", "default": _DRAIN_S, "type": NUMBER},
 )
 @click.option("--replicas", default="2", metavar="N", help="How many engines.")

@@ -25,6 +25,7 @@ from launcher.ray.settled import settle
         ({"min_replicas": 3, "max_replicas": 2}, "max_replicas must be at least min_replicas, 3, got 2"),
         ({"backlog_target_s": "soon"}, "backlog_target_s must be between 0.1 and 86400, got 'soon'"),
         ({"backlog_target_s": float("nan")}, "backlog_target_s must be between 0.1 and 86400, got nan"),
+        ({"down_delay_s": 0}, "down_delay_s must be between 0.1 and 3600, got 0"),
         ({"any_model": "perhaps"}, "any_model must be True or False, got 'perhaps'"),
         ({"allow_origin": [7]}, "allow_origin must be a list of texts, got [7]"),
         ({"images_folder": ""}, "images_folder must be a path, got ''"),

@@ -38,6 +38,7 @@ def test_its_arguments_are_those_that_were_given_and_what_people_change_first(kr
             "min_replicas": 1,
             "max_replicas": 50,
             "backlog_target_s": 2.5,
+            "down_delay_s": 300.0,
             "drain_s": 600.0,
             "max_surge_percent": 0,
             "warm_up_sizes": ["512x512"],
