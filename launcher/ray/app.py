@@ -28,6 +28,7 @@ _BEYOND_QUEUE = 64  # requests that an engine may have beside those that wait, s
 _INGRESS_REQUESTS = 1000  # at once, besides those that engines may have: it is for engines to refuse some
 _HEALTH_PERIOD_S, _HEALTH_TIMEOUT_S = 5.0, 30.0
 _STATS_PERIOD_S, _STATS_TIMEOUT_S = 2.0, 10.0
+_LOOK_BACK_S = 10.0  # in which an engine counts how often it was busy
 _WAIT_LOOP_S = 0.5  # between looks whether a replica that is to stop has done all
 _TRIES = 3  # to start a replica of a deployment that never started
 _CPUS_A_RANK = 0.5  # where there are no GPUs: a laptop's few cores are to be enough for two engines and the rest
@@ -135,6 +136,8 @@ def engine_settings(settled: Settled) -> dict[str, Any]:
         "max_replicas": read.max_replicas,
         "upscale_delay_s": 0.0,  # the policy has delays of its own
         "downscale_delay_s": 0.0,
+        "metrics_interval_s": _STATS_PERIOD_S,  # deprecated for a variable of the environment that nothing reads yet
+        "look_back_period_s": _LOOK_BACK_S,
         "policy": policy,
     }
     return settings | {"autoscaling_config": scaling}

@@ -8,7 +8,10 @@ import pytest
 
 pytest.importorskip("ray")
 
+from ray.serve.config import AutoscalingConfig
+
 from launcher.ray.app import engine_settings, ingress_settings
+from launcher.ray.scaling import QueuedSeconds
 from launcher.ray.settled import settle
 
 pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
@@ -28,3 +31,12 @@ def test_an_ingress_takes_all_requests_that_engines_may_have_and_more_so_that_th
         engines = 7 * engine_settings(settled)["max_ongoing_requests"]
         assert engines > 7 * queue
         assert ingress_settings(settled)["max_ongoing_requests"] > engines
+
+
+def test_serve_scales_by_the_rule_of_the_arguments_and_hears_of_the_load_every_two_seconds() -> None:
+    args = {"min_replicas": 1, "max_replicas": 3, "backlog_target_s": 2.0, "down_delay_s": 20.0}
+    scaling = AutoscalingConfig(**engine_settings(settle(DEMO | args))["autoscaling_config"])
+    assert (scaling.min_replicas, scaling.max_replicas) == (1, 3)
+    assert scaling.policy.policy_kwargs == {"backlog_target_s": 2.0, "down_delay_s": 20.0}
+    assert scaling.policy.get_policy() is QueuedSeconds
+    assert scaling.metrics_interval_s == 2.0
