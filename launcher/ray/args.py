@@ -33,10 +33,12 @@ _REFUSED = {
     "parallel": "parallel is for one machine, whose GPUs are known: choose tp, sp and cfg_parallel",
     "share_gpu": "share_gpu is for trials on one machine: Ray gives each rank a GPU of its own",
     "key_limits": "key_limits would be counted by each replica for itself: limit keys before the cluster",
-    "http_workers": "http_workers are ingress_replicas here",
+    "http_workers": "http_workers are ingress_replicas of a config here: by default one, and one more for every "
+    f"{_ENGINES_AN_INGRESS} engines",
     "port": "the port is Serve's own: http_options.port of the config",
     "no_http": "no_http: a cluster is reached over HTTP alone",
     **dict.fromkeys(("rpc", "rpc_keys"), "rpc: a cluster is reached over HTTP alone"),
+    "log_format": "log_format: the processes of a cluster log JSON",
     "num_replicas": "num_replicas is min_replicas and max_replicas here",
 }
 

@@ -15,7 +15,7 @@ from launcher.cli.options.as_typed import OPTIONS_ALONE
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import option_of, parse_limits
 from launcher.cli.serve import serve
-from launcher.ray.args import MOST_REPLICAS, ClusterArgs, known_options
+from launcher.ray.args import MOST_REPLICAS, ClusterArgs, ClusterOptions, HttpOptions, known_options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,6 +24,7 @@ _REPLICAS = re.compile(r"(?P<least>[0-9]{1,9})(:(?P<most>[0-9]{1,9}))?", re.ASCI
 _PATHS = ("model", "transformer", "text_encoder", "vae", "tokenizer", "lora_dir", "api_key_file", "images_folder")
 # Said by --replicas; and what is for relative paths.
 _SAID_OTHERWISE = ("min_replicas", "max_replicas", "lora_dir")
+_WHY_NO_LORA_DIR = "lora_dir: a cluster's LoRAs are declared for all engines, each file with --lora"
 _REFUSED = "refused_"  # what the names of options of `krea2 serve` begin with that a cluster does not have
 _CHANGES: dict[str, dict[str, Any]] = {
     "loras": {
@@ -32,6 +33,9 @@ _CHANGES: dict[str, dict[str, Any]] = {
     },
     "host": {"help": "Where HTTP listens."},
     "api_key_file": {"help": "More keys, a line each: NAME KEY, or KEY alone.", "metavar": "FILE"},
+    "tp": {"help": "Ranks that every matrix is split over: 1, 2 or 4.  [default: 1]"},  # under torchrun, too
+    "max_body_bytes": {"default": HttpOptions.max_body_bytes},
+    "max_surge_percent": {"default": ClusterOptions.max_surge_percent},
     "allowed_host": {"metavar": "NAME"},
     "allow_origin": {"metavar": "ORIGIN"},
     "public_url": {"metavar": "URL"},
@@ -135,6 +139,8 @@ def _refused(theirs: click.Option) -> click.Option:
 
 
 def _why_not(name: str, value: Any) -> str:
+    if name == "lora_dir":
+        return _WHY_NO_LORA_DIR
     try:
         ClusterArgs.of({name: value})
     except ArgumentError as error:

@@ -16,7 +16,7 @@ from launcher.setup.nearest import MODELS, nearest, nearest_to_given
 MODEL = "model_argument"  # the name of an argument that is the same as --model
 _GIVEN = "krea2.other"  # in a context's `meta`: (option of another program, flag, value)
 SETTINGS = {"show_default": True, "help_option_names": ["-h", "--help"]}  # of contexts, also of one command alone
-_STARTS_AN_ENGINE = "share_gpu"  # an option of each command that does
+_STARTS_AN_ENGINE = "step_timeout_s"  # an option of each command that does
 # What others call our commands.
 _MEANT = {
     **dict.fromkeys(("start", "server", "run", "up", "launch"), "serve"),

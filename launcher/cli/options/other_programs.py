@@ -133,7 +133,10 @@ OTHER_OPTIONS = (
         "chooses by prediction", "sp", values=_all_gpus,
     ),
     OtherOption(("--ring-degree",), _BOTH, "write `--sp`, which exchanges heads", unless="1"),
-    OtherOption(("--dp-size", "--data-parallel-size"), _BOTH, "start a server for each, behind a proxy", unless="1"),
+    OtherOption(
+        ("--dp-size", "--data-parallel-size"), _BOTH, "`krea2 cluster run --replicas 2` starts an engine for each, "
+        "behind one address", unless="1",
+    ),
     OtherOption(
         ("--performance-mode",), _SGLANG, "`--parallel auto` chooses how GPUs share the work, `--memory-budget` what "
         "is offloaded", unless="auto",

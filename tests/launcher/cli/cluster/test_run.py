@@ -21,6 +21,9 @@ RUN = ("cluster", "run")
     ("arguments", "message"),
     [
         (["--key-limits", "x"], "--key-limits would be counted by each replica for itself"),
+        (["--http-workers", "2"], "--http-workers are --ingress-replicas of a config here: by default one"),
+        (["--lora-dir", "/x"], "--lora-dir: a cluster's LoRAs are declared for all engines, each file with --lora"),
+        (["--gpu-memory-utilization", "0.9"], "there is no --gpu-memory-utilization here: write --memory-budget 16GB"),
         (["--no-http"], "--no-http: a cluster is reached over HTTP alone"),
         (["--replicas", "1:3"], "--replicas must be a number, as 2 (MIN:MAX is for krea2 cluster config"),
         (["--replicas", "two"], "--replicas must be a number, as 2"),
