@@ -184,8 +184,8 @@ class Fleet:
     def _forget(self, ticket: str, now: float) -> None:
         found = self._tickets.pop(ticket, None)
         if found is not None and (replica := self._replicas.get(found.name)) is not None:
-            left = found.counted_s if found.done_at is None else min(found.counted_s, max(0.0, found.done_at - now))
-            replica.free_at -= left
+            own_s = found.counted_s if found.done_at is None else min(self._seconds(found.work), found.done_at - now)
+            replica.free_at -= max(0.0, min(found.counted_s, own_s))  # the rest, of which it told, is others'
             self._waits_no_more(found)
 
     def _waits_no_more(self, ticket: _Ticket) -> None:

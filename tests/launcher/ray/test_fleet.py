@@ -264,3 +264,21 @@ def test_a_replica_that_may_hang_is_no_reason_to_leave(setting: Setting) -> None
     assert not setting.fleet.waits_less_elsewhere("asked")
     setting.fleet.stats("b", 0.0, 0, 0)
     assert setting.fleet.waits_less_elsewhere("asked")
+
+
+def test_what_a_replica_said_that_others_had_sent_stays_there_when_its_request_leaves(setting: Setting) -> None:
+    setting.fleet.sent("before", "a", 8.0)
+    setting.fleet.accepted("before", 1.0)
+    setting.fleet.ended("before")
+    setting.now += 1.0
+    setting.fleet.sent("asked", "a", 8.0)
+    setting.fleet.accepted("asked", 9.0)  # 8 s of them of others
+    for name in NAMES[1:]:
+        setting.fleet.stats(name, 5.0, 1, 1)
+    assert setting.fleet.waits_less_elsewhere("asked")
+    setting.fleet.ended("asked")
+    assert setting.first() != "a"
+    for name in NAMES[1:]:
+        setting.fleet.stats(name, 50.0, 1, 1)
+    assert setting.first() == "a"
+    assert setting.fleet.backlog_s == pytest.approx(8.0)
