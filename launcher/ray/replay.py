@@ -23,7 +23,7 @@ from launcher.ray.fleet import Fleet
 from launcher.ray.replaying.counts import Counts
 from launcher.ray.replaying.ending import drain, end
 from launcher.ray.replaying.held import Held, Holding
-from launcher.ray.replaying.history import Attempt, History, LostError, MovedError
+from launcher.ray.replaying.history import Attempt, History, LostError, MovedError, is_too_short
 from launcher.ray.replaying.own_time import OwnTime
 from launcher.ray.replaying.retelling import routing_key, with_seed, work_of
 from launcher.ray.replaying.silence import Silence
@@ -128,7 +128,8 @@ class _Course:
                 await self._pause(pause_s)
         except Exception as failure:
             error = as_krea2_error(failure)
-            if isinstance(error, RequestTimeoutError) and self._request.timeout_s is not None:
+            is_late = isinstance(error, RequestTimeoutError) or (is_too_short(error) and self._time.was_less)
+            if is_late and self._request.timeout_s is not None:
                 error = RequestTimeoutError.of(self._request.timeout_s)  # an engine knows only what was left of it
         except asyncio.CancelledError:
             error = ServerError("the server was stopped")  # of which a client that hung up hears nothing

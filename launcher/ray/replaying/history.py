@@ -129,7 +129,7 @@ class History:
 
     def failed(self, attempt: Attempt, error: Krea2Error) -> float:
         """Go on after an engine's own error, if that says more of the engine than of the request."""
-        if isinstance(error, QueueFullError) and error.parameter != "timeout_s" and error is not self._verdict:
+        if isinstance(error, QueueFullError) and not is_too_short(error) and error is not self._verdict:
             return self._refused_full(attempt, error)
         if error.code not in _ELSEWHERE or error is self._verdict:
             raise error
@@ -198,6 +198,11 @@ class History:
         longest = min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(self._repeats, 16))
         self._repeats += 1
         return longest * (0.5 + 0.5 * self._chance())
+
+
+def is_too_short(error: Krea2Error) -> bool:
+    """Whether an engine refuses a request since it takes longer by itself than the time that it was sent with."""
+    return isinstance(error, QueueFullError) and error.parameter == "timeout_s"
 
 
 def ticket_of(request_id: str, number: int) -> str:

@@ -17,12 +17,16 @@ _LEAST_S = 0.001  # for an attempt
 
 
 class OwnTime:
-    """Says what is left of the `timeout_s` of a request that comes now. `clock` is to be read every `TICK_S`."""
+    """Says what is left of the `timeout_s` of a request that comes now. `clock` is to be read every `TICK_S`.
+
+    was_less: whether the last attempt was sent with less than all of it.
+    """
 
     def __init__(self, request: Generate, clock: Callable[[], float]) -> None:
         self.clock = AwakeClock(clock)
         self.came = self.clock()
         self._timeout_s, self._has_key = request.timeout_s, request.idempotency_key is not None
+        self.was_less = False
 
     @property
     def is_limited(self) -> bool:
@@ -35,6 +39,7 @@ class OwnTime:
         passed_s = self.clock() - self.came
         if self._timeout_s is None or not self.is_limited or self._has_key or passed_s < _AT_ONCE_S:
             return self._timeout_s
+        self.was_less = True
         return max(_LEAST_S, self._timeout_s - passed_s)
 
     def check(self, grace_s: float = 0.0) -> None:

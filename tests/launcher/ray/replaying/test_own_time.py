@@ -86,6 +86,23 @@ def test_it_is_over_wherever_the_request_is(says: Act | None) -> None:
     run_instantly(test())
 
 
+def test_what_is_left_of_its_time_is_too_short_only_since_the_time_of_the_request_is_over() -> None:
+    async def test() -> None:
+        async def dies_late(drawn: Any) -> Any:
+            yield [drawn.accepted(), drawn.step(1)]
+            await asyncio.sleep(15.0)
+            async for replies in dies_after(0)(drawn):
+                yield replies
+
+        cluster = FakeCluster(one=dies_late, two=refuses("queue_full", parameter="timeout_s", retry_after_s=3.0))
+        cluster.fleet.stats("two", 9.0, 1, 1)
+        with pytest.raises(RequestTimeoutError, match=r"not done within its timeout_s of 20$"):
+            await follow(cluster, make())
+        assert [drawn.engine for drawn in cluster.drawn] == ["one", "two"]
+
+    run_instantly(test())
+
+
 @pytest.mark.parametrize("timeout_s", [0.0, -1.0, 1e9, float("nan")])
 def test_an_engine_is_to_refuse_what_is_no_time(timeout_s: float) -> None:
     async def test() -> None:
