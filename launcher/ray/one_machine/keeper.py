@@ -30,6 +30,7 @@ END_S = 10.0  # for killed processes to be gone
 _REMOVE_S = 30.0  # and for their files
 _SLOW = "timed out during startup"  # what Ray says after 30 s, in which a loaded machine may not get so far
 _WATCH_S = 1.0
+_LATE_S = 15.0  # beyond what it may take to let what runs be finished: Serve answers no more
 
 
 def run_keeper() -> NoReturn:
@@ -87,6 +88,9 @@ class _Keeper:
         self._send(Serving(open_ports=tuple(found)))
         while not self._stop.wait(_WATCH_S):
             ray.check()
+        late = threading.Timer(self._config.drain_s + _LATE_S, self._end)
+        late.daemon = True
+        late.start()
         try:
             if cut_off := ray.drain(self._config.drain_s):
                 self._send(CutOff(requests=cut_off))

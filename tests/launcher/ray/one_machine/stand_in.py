@@ -1,7 +1,7 @@
 """A cluster on this machine whose engines draw nothing: `python -m tests.launcher.ray.one_machine.stand_in [ARGS]`.
 
-ARGS is JSON: `fail`, with which an engine does not start; `store_bytes` for what /dev/shm is said to have. Prints
-`serving` and the open ports; its engines start a process each that would never end.
+ARGS is JSON: `fail`, with which an engine does not start, and `drain_s`. Prints `serving` and the open ports; its
+engines start a process each that would never end.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ def main(args: dict[str, Any]) -> int:
         print("serving", taken.url, *(each.port for each in ports), flush=True)
 
     with reserve("127.0.0.1", 0) as taken:
+        drain_s = args.get("drain_s", 60.0)
         config = ClusterConfig(
-            args=args, application=f"{__spec__.name}:build_app", port=taken.port, cpus=8, drain_s=60.0
+            args=args, application=f"{__spec__.name}:build_app", port=taken.port, cpus=8, drain_s=drain_s
         )
         try:
             number = Cluster(

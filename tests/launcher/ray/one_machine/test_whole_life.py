@@ -29,23 +29,37 @@ def _stop_twice(process: subprocess.Popen[str], _: Marked) -> None:
     process.send_signal(signal.SIGINT)
 
 
+def _stop_where_serve_hangs(process: subprocess.Popen[str], marked: Marked) -> None:
+    _named(marked, "ray::ServeController").suspend()
+    process.terminate()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "code"),
     [
         (lambda process, _: process.terminate(), 143),
         (_stop_twice, 130),
+        (_stop_where_serve_hangs, 143),
         (lambda process, _: process.kill(), -9),
         (lambda _, marked: _only(marked, "_cluster").kill(), 1),
         (lambda _, marked: _named(marked, "raylet").kill(), 1),
         (lambda _, marked: _named(marked, "gcs_server").kill(), 1),
     ],
-    ids=["stopped", "stopped twice", "killed", "its keeper killed", "raylet killed", "gcs killed"],
+    ids=[
+        "stopped",
+        "stopped twice",
+        "stopped where Serve hangs",
+        "killed",
+        "its keeper killed",
+        "raylet killed",
+        "gcs killed",
+    ],
 )
 def test_nothing_outlives_it_whatever_ends_it(
     marked: Marked, end: Callable[[subprocess.Popen[str], Marked], None], code: int
 ) -> None:
-    process = _start(marked)
+    process = _start(marked, drain_s=5.0)
     url = _serving(process)[0]
     with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
         assert answer.read() == b"drawn"
@@ -82,11 +96,11 @@ def test_64_kb_of_shared_memory_are_enough(marked: Marked) -> None:
     marked.expect_nothing_left()
 
 
-def _command(**args: str) -> list[str]:
+def _command(**args: object) -> list[str]:
     return [sys.executable, "-m", "tests.launcher.ray.one_machine.stand_in", json.dumps(args)]
 
 
-def _start(marked: Marked, **args: str) -> subprocess.Popen[str]:
+def _start(marked: Marked, **args: object) -> subprocess.Popen[str]:
     return marked.start(*_command(**args))
 
 
