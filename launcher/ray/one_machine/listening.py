@@ -38,13 +38,13 @@ def has_unsent(port: int) -> bool:
 
 
 def process_name(process: int) -> str:
-    """What a process calls itself, as Ray's do by their command line, of which the kernel keeps 15 bytes; or the script
-    that it runs. Raises `OSError` for one that has ended."""
+    """What a process calls itself, as Ray's do by their command line, of which the kernel keeps 15 bytes, without the
+    method that it runs just now; or the script that it runs. Raises `OSError` for one that has ended."""
     short = Path(f"/proc/{process}/comm").read_text(errors="replace").strip()
     command, *words = Path(f"/proc/{process}/cmdline").read_text(errors="replace").split("\0")
     called = command.strip().partition(" ")[0]
     if short and called.startswith(short):
-        return called
+        return called.partition(".")[0]
     return next((os.path.basename(word) for word in words[:2] if word.endswith(".py")), short)
 
 

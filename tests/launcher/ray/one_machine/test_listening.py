@@ -58,14 +58,15 @@ def test_a_process_that_has_ended_has_none() -> None:
     assert open_ports([2**22 + 1]) == []
 
 
-def test_a_process_is_named_by_all_that_it_calls_itself() -> None:
+@pytest.mark.parametrize("method", ["", ".record_routing_stats"])
+def test_a_process_is_named_by_all_that_it_calls_itself_but_for_what_it_runs(method: str) -> None:
     name = "ray::ServeReplica:krea2:engine"
     code = (
         f"import socket; open('/proc/self/comm', 'w').write('{name}')\n"  # as setproctitle does: 15 bytes are kept
         "listening = socket.create_server(('', 0)); print('listens', flush=True); input()"
     )
     with subprocess.Popen(
-        [name, "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [name + method, "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         try:
             assert process.stdout is not None
