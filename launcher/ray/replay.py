@@ -255,7 +255,7 @@ class _Course:
             replies = decode_replies(chunk)
         except (ValueError, RecursionError) as error:  # msgspec's own among them
             raise LostError("bad_reply", f"a reply of it cannot be read: {describe(error)}") from None
-        was_accepted = attempt.accepted
+        was_accepted, others_before = attempt.accepted, 0
         for reply, file in replies:
             has_all = self.telling.hear(attempt, reply, file)
             if self.telling.is_complete:
@@ -264,14 +264,16 @@ class _Course:
                 return True
             if isinstance(reply, Accepted):
                 self._fleet.accepted(attempt.ticket, reply.estimated_s)
-        if attempt.accepted and not was_accepted and not attempt.begun and self._waits_less_elsewhere(attempt.ticket):
+                others_before = reply.position
+        if others_before and not was_accepted and not attempt.begun and self._waits_less_elsewhere(attempt.ticket):
             raise MovedError("busy")
         return False
 
     def _waits_less_elsewhere(self, ticket: str) -> bool:
         """Whether it is worth the way, which it is once at most: what is known of other engines may be old. Requests
-        with an idempotency key stay with the one that their key belongs to."""
-        may_go = self._history.is_first and self._request.idempotency_key is None
+        with an idempotency key stay with the one that their key belongs to, and those with pictures where they are:
+        their size, by which one that only takes long is told from one that waits, is not known here."""
+        may_go = self._history.is_first and self._request.idempotency_key is None and not self._request.pictures
         return may_go and self._fleet.waits_less_elsewhere(ticket)
 
     # ---- while no engine has it

@@ -57,7 +57,7 @@ class Script:
             match does:
                 case "accept":
                     accepted = True
-                    chunk.append(drawn.accepted(attempt, estimated_s=self.chance.choice((1.0, 9.0))))
+                    chunk.append(drawn.accepted(attempt, position=1, estimated_s=self.chance.choice((1.0, 9.0))))
                 case "refuse" | "fault" | "full":
                     code = "queue_full" if does == "full" else self.draw(PASSING if does == "refuse" else OWN_FAULTS)
                     self.faults.append(code)
@@ -192,15 +192,16 @@ def test_each_image_comes_once_or_an_error_that_is_so(seed: int) -> None:
         count, explain = chance.randint(1, 3), chance.random() < 0.3
         request = Generate(request_id="request", prompt="a fox", seed=7, num_images=count, explain=explain)
         client, progress, slow_s = Client(request), chance.random() < 0.7, chance.choice((0.0, 0.0, 0.3, 20.0))
+        files = {"image": b"a picture"} if chance.random() < 0.5 else {}
         try:
-            async for told in cluster.replay.replies(request, {"image": b"a picture"}, progress=progress):
+            async for told in cluster.replay.replies(request, files, progress=progress):
                 client.told.append(told)
                 await asyncio.sleep(slow_s)
         except Krea2Error as error:
             client.error = error
         client.check(script)
         await check_nothing_is_left(cluster)
-        assert all(drawn.files == [b"a picture"] for drawn in cluster.drawn)
+        assert all(drawn.files == [*files.values()] for drawn in cluster.drawn)
         assert progress or not any(isinstance(reply, Progress) for reply, _ in client.told)
 
     for number in range(COURSES):
@@ -215,9 +216,10 @@ def test_who_hangs_up_ends_all_that_was_made_for_it(seed: int) -> None:
         script = Script(chance, cluster, chance.randrange(6))
         cluster.add(**dict.fromkeys(NAMES[: chance.randint(0, 3)], script.act))
         request = Generate(request_id="request", prompt="a fox", seed=7, num_images=2)
+        files = {"image": b"a picture"} if chance.random() < 0.5 else {}
 
         async def follow(left: int) -> None:
-            async for _ in cluster.replay.replies(request, {"image": b"a picture"}):
+            async for _ in cluster.replay.replies(request, files):
                 left -= 1
                 if left <= 0:
                     return

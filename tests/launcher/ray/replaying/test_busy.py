@@ -14,11 +14,11 @@ from tests.launcher.ray.replaying.following import REQUEST, Following, moves
 from tests.launcher.ray.replaying.instant_time import run_instantly
 
 
-def busy_for(seconds: float, *, begins: bool = False) -> Act:
+def busy_for(seconds: float, *, begins: bool = False, position: int = 1) -> Act:
     """Say when it will be done, and `begins` at once, or else only draw after all that time."""
 
     async def act(drawn: Drawn) -> AsyncGenerator[Replies, None]:
-        accepted = drawn.accepted(estimated_s=seconds)
+        accepted = drawn.accepted(estimated_s=seconds, position=position)
         yield [accepted, drawn.step(1)] if begins else [accepted]
         await asyncio.sleep(seconds)
         for reply in drawn.whole()[1:]:
@@ -44,9 +44,10 @@ async def with_known_speed(cluster: FakeCluster) -> None:
         (busy_for(9.0), None, ["one", "two"]),
         (busy_for(2.0), None, ["one"]),  # more by less than it takes
         (busy_for(9.0, begins=True), None, ["one"]),
+        (busy_for(9.0, position=0), None, ["one"]),  # it is the request itself that takes so long
         (busy_for(9.0), "a key", ["one"]),
     ],
-    ids=["longer", "little longer", "begun", "key"],
+    ids=["longer", "little longer", "begun", "first", "key"],
 )
 def test_a_request_leaves_once_for_another_engine_where_it_would_wait_for_longer(
     first: Act, key: str | None, goes_to: list[str]
@@ -67,6 +68,19 @@ def test_a_request_leaves_once_for_another_engine_where_it_would_wait_for_longer
         assert [isinstance(reply, Accepted) for reply in following.told].count(True) == len(cluster.drawn)
         assert isinstance(following.told[-1], Image)
         assert all(drawn.closed.is_set() for drawn in cluster.drawn)
+
+    run_instantly(test())
+
+
+def test_a_request_with_a_picture_stays_since_nobody_knows_what_it_takes() -> None:
+    async def test() -> None:
+        cluster = FakeCluster(one=busy_for(9.0))
+        await with_known_speed(cluster)
+        cluster.add(two=well)
+        cluster.fleet.stats("two", 0.1, 0, 1)
+        told = [reply async for reply, _ in cluster.replay.replies(REQUEST, {"image": b"a picture"})]
+        assert isinstance(told[-1], Image)
+        assert [drawn.engine for drawn in cluster.drawn] == ["one"]
 
     run_instantly(test())
 
