@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
@@ -20,7 +21,7 @@ from launcher.messages.configs import Ended, Starting
 from launcher.messages.message_parts import Stage
 from launcher.processes import SIGNALS, TERMINATE_S, Child
 from launcher.ray.one_machine.descendants import adopt_orphans, end_descendants
-from launcher.ray.one_machine.keeper import END_S
+from launcher.ray.one_machine.keeper import END_S, HURRY
 from launcher.ray.one_machine.messages import (
     ClusterConfig,
     CutOff,
@@ -34,6 +35,7 @@ from launcher.run_folder import RunFolder
 
 _POLL_S = 0.2
 _TRIES = 3
+_HURRY_S = 10.0  # for clients to be answered after a second signal
 # A path of one of Ray's sockets may have 107 characters, of which it takes 64 for itself, and the folder's name 18.
 _LONGEST_PARENT = 24
 
@@ -90,7 +92,8 @@ class Cluster:
         self._signals: SimpleQueue[signal.Signals] = SimpleQueue()
 
     def run(self) -> signal.Signals | None:
-        """Serve until SIGINT, SIGTERM or SIGHUP; a second one does not wait for what runs. Returns the first.
+        """Serve until SIGINT, SIGTERM or SIGHUP; a second one does not wait for what runs, nor a third for its clients
+        to hear of that. Returns the first.
 
         No process and no file is left when this returns or raises; raises what a replica, or Ray, failed with.
         """
@@ -140,15 +143,22 @@ class Cluster:
         received: signal.Signals | None = None
         serves = False
         stage: Stage | None = None
+        hurried: float | None = None
         while True:
             with suppress(Empty):
                 number = self._signals.get_nowait()
-                if received is not None or not serves:
+                if hurried is not None or not serves:
                     return received or number
-                received = number
-                if self._config.drain_s:
-                    self._on_draining()
-                keeper.ask_to_stop()
+                if received is None:
+                    received = number
+                    if self._config.drain_s:
+                        self._on_draining()
+                    keeper.ask_to_stop()
+                else:
+                    hurried = time.monotonic()
+                    keeper.send_signal(HURRY)
+            if hurried is not None and time.monotonic() >= hurried + _HURRY_S:
+                return received
             try:
                 report = reports.get(timeout=_POLL_S)
             except Empty:
@@ -163,7 +173,7 @@ class Cluster:
                     serves = True
                     self._on_serving(report.open_ports)
                 case CutOff():
-                    seconds = self._config.drain_s
+                    seconds = self._config.drain_s if hurried is None else None
                     log_event("requests cut off", level="warning", requests=report.requests, drain_s=seconds)
                 case NotStarted():
                     raise _Again(report.message) if report.again else LaunchError(report.message)

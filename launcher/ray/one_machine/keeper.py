@@ -30,6 +30,7 @@ END_S = 10.0  # for killed processes to be gone
 _REMOVE_S = 30.0  # and for their files
 _SLOW = "timed out during startup"  # what Ray says after 30 s, in which a loaded machine may not get so far
 _WATCH_S = 1.0
+HURRY = signal.SIGUSR1  # from the parent, once it has asked to stop: what runs is to be cut off now
 _LATE_S = 15.0  # beyond what it may take to let what runs be finished: Serve answers no more
 
 
@@ -46,10 +47,12 @@ class _Keeper:
         self._reporting = threading.Lock()
         self._ending = threading.Lock()
         self._stop = threading.Event()  # in order
+        self._hurry = threading.Event()
         self._serves = False
         adopt_orphans()
         self._folder = RunFolder(config.folder)
         signal.signal(signal.SIGTERM, self._end_at_once)
+        signal.signal(HURRY, lambda _, __: self._hurry.set())
         watch_parent(self._parent_ended)
 
     def run(self) -> NoReturn:
@@ -92,7 +95,7 @@ class _Keeper:
         late.daemon = True
         late.start()
         try:
-            if cut_off := ray.drain(self._config.drain_s):
+            if cut_off := ray.drain(self._config.drain_s, self._hurry):
                 self._send(CutOff(requests=cut_off))
         except Exception as error:  # it is to stop all the same
             self._send(Output(process="ray", line=f"what runs cannot be waited for: {describe(error)}"))

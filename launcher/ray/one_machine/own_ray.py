@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -99,13 +100,14 @@ class OwnRay:
             names = ", ".join(sorted(self._processes[each] for each in lost))
             raise ServerError(f"Ray has ended: of its own processes these are gone: {names}")
 
-    def drain(self, seconds: float) -> int:
-        """Take no more requests, and let those that run end for so many seconds at most. Returns how many were cut off.
+    def drain(self, seconds: float, hurry: threading.Event) -> int:
+        """Take no more requests, and let those that run end for so many seconds at most, or until this is set. Returns
+        how many were cut off.
 
         Serve would answer with 404 as soon as the application is deleted, as if nothing had ever been there.
         """
         deadline = time.monotonic() + seconds
-        cut_off = asyncio.run(_leave(deadline))
+        cut_off = asyncio.run(_leave(deadline, hurry))
         time.sleep(_PASSED_ON_S)
         while has_unsent(self._config.port) and time.monotonic() < deadline + _LAST_ANSWERS_S:
             time.sleep(_POLL_S)
@@ -126,14 +128,15 @@ class OwnRay:
         return bool(application.status == "RUNNING")
 
 
-async def _leave(deadline: float) -> int:
-    """Have ingresses take no more requests, and wait until they have none. Returns how many the deadline cuts off."""
+async def _leave(deadline: float, hurry: threading.Event) -> int:
+    """Have ingresses take no more requests, and wait until they have none. Returns how many the deadline cuts off, or
+    whoever is in a hurry."""
     ingresses = serve.get_deployment_handle(_NO_ENGINE, APPLICATION)
     cut_off = 0
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(max(0.0, deadline - time.monotonic()) + _LAST_ANSWERS_S):
             while True:
-                is_late = time.monotonic() >= deadline
+                is_late = hurry.is_set() or time.monotonic() >= deadline
                 running = await ingresses.broadcast("leave", is_late).results_async()  # of those that it knows already
                 cut_off = max(cut_off, is_late * sum(running))
                 if running and not sum(running):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from engine.errors import ArgumentError, ServerError
@@ -43,9 +45,12 @@ def test_more_gpus_than_there_are_are_refused_before_ray_starts(
         own_ray.OwnRay(config, lambda *_: None)
 
 
-@pytest.mark.parametrize(("seconds", "running", "cut_off"), [(600.0, [2, 1, 0], 0), (0.0, [2, 1, 0], 2), (0.0, [0], 0)])
+@pytest.mark.parametrize(
+    ("seconds", "hurries", "running", "cut_off"),
+    [(600.0, False, [2, 1, 0], 0), (0.0, False, [2, 1, 0], 2), (0.0, False, [0], 0), (600.0, True, [2, 1, 0], 2)],
+)
 def test_what_runs_too_long_is_cut_off_and_counted(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, running: list[int], cut_off: int
+    monkeypatch: pytest.MonkeyPatch, seconds: float, hurries: bool, running: list[int], cut_off: int
 ) -> None:
     from launcher.ray.one_machine import own_ray
 
@@ -65,5 +70,8 @@ def test_what_runs_too_long_is_cut_off_and_counted(
     monkeypatch.setattr(own_ray.serve, "get_deployment_handle", lambda *_: Ingresses())
     ours = object.__new__(own_ray.OwnRay)
     ours._config = ClusterConfig(args={}, port=1, cpus=8)
-    assert ours.drain(seconds) == cut_off
-    assert asked == [not seconds] * len(running)
+    hurry = threading.Event()
+    if hurries:
+        hurry.set()
+    assert ours.drain(seconds, hurry) == cut_off
+    assert asked == [hurries or not seconds] * len(running)
