@@ -63,7 +63,7 @@ def shape(value: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "body", DRAWN, ids=lambda body: " ".join({*body} - {*BODY}) or f"{body['size']} {body['steps']}"
+    "body", DRAWN, ids=lambda body: " ".join(sorted({*body} - {*BODY})) or f"{body['size']} {body['steps']}"
 )
 def test_a_seed_alone_draws_the_same_bits(served: Served, clustered: Served, body: dict[str, Any]) -> None:
     answers = [server.post(PATH, body) for server in (served, clustered)]
