@@ -133,8 +133,9 @@ class Cluster:
     def _die(self, names: list[str]) -> None:
         for name in names:
             self.replicas[name].die()
-        for attempt in [attempt for attempt in self._attempts.values() if attempt.name in names]:
-            self.after(self.random.uniform(0.05, 0.5), attempt.lost)
+        for ticket, attempt in self._attempts.items():
+            if attempt.name in names:
+                self.after(self.random.uniform(0.05, 0.5), partial(attempt.lost, ticket))
         self.after(_NOTICED_S, lambda: self.forget(names))
 
     def _revive(self, names: list[str]) -> None:
@@ -171,22 +172,22 @@ class _Attempt:
 
     def _arrive(self, ticket: str) -> None:
         cluster, replica = self._cluster, self._cluster.replicas[self.name]
-        if ticket != self._ticket or ticket not in cluster._attempts:
+        if ticket not in cluster._attempts:
             return
         if not replica.alive:
-            cluster.after(_HOP_S, self.lost)
+            cluster.after(_HOP_S, partial(self.lost, ticket))
             return
         estimated_s = replica.add(self._arrival.number, self._arrival.shape, lambda: self._done(ticket))
         if estimated_s is None:
-            cluster.after(_HOP_S, self._refused)
+            cluster.after(_HOP_S, partial(self._refused, ticket))
             return
         cluster.after(_HOP_S, partial(self._accepted, ticket, max(0.0, estimated_s - _HOP_S), replica.ongoing))
 
     def _accepted(self, ticket: str, estimated_s: float, ongoing: int) -> None:
-        if ticket != self._ticket:
+        if ticket not in self._cluster._attempts:
             return
         self._router.accepted(ticket, self.name, estimated_s, ongoing)
-        if self._tries == 1 and ticket in self._cluster._attempts and self._router.waits_less_elsewhere(ticket):
+        if self._tries == 1 and self._router.waits_less_elsewhere(ticket):
             self._cluster.after(_HOP_S, partial(self._move, ticket))
 
     def _move(self, ticket: str) -> None:
@@ -211,7 +212,9 @@ class _Attempt:
         self._router.ended(self._ticket, self.name)
         self._avoid.append(self.name)
 
-    def _refused(self) -> None:
+    def _refused(self, ticket: str) -> None:
+        if ticket not in self._cluster._attempts:
+            return
         self._end()
         self._refusals += 1
         if self._refusals == 2:
@@ -219,9 +222,9 @@ class _Attempt:
         else:
             self.send()
 
-    def lost(self) -> None:
-        """Hear that the replica has died."""
-        if self._ticket not in self._cluster._attempts:
+    def lost(self, ticket: str) -> None:
+        """Hear that the replica has died that the request was sent to under this ticket."""
+        if ticket not in self._cluster._attempts:
             return
         self._end()
         self._cluster.forget([self.name], self._arrival.ingress)
