@@ -17,8 +17,9 @@ from launcher.ray.scaling import Load, Rule, remember, wanted_replicas
 
 MOST = 50
 _START_S = 60.0  # until a replica runs: its weights are on a local disk
-_PUSH_S = 10.0  # between what replicas tell the controller, Serve's default
-_RECORD_S = 0.5
+_PUSH_S = 2.0  # between what replicas tell the controller, as `launcher.ray.app` has it
+_RECORD_S = 0.5  # between what they note for that, of the last
+_LOOK_BACK_S = 10.0
 _DECIDE_S = 1.0
 _LOAD = 0.7  # of the replicas that the peak of the ramp is made for
 
@@ -53,7 +54,7 @@ class _Told:
     """What the controller has heard of a replica."""
 
     def __init__(self) -> None:
-        self.recorded: deque[float] = deque(maxlen=int(_PUSH_S / _RECORD_S))
+        self.recorded: deque[float] = deque(maxlen=int(_LOOK_BACK_S / _RECORD_S))
         self.backlog_s, self.busy, self.waiting = 0.0, 0.0, 0
 
 
