@@ -16,7 +16,7 @@ from bench.cluster.simulation.routers import Router
 _HOP_S = 0.01  # from an ingress to a replica, and back
 _LATE_S = (0.1, 0.6)  # from a replica's saying of itself until ingresses hear it, by way of the controller
 _NOTICED_S = 3.0  # until the controller says that a replica is dead to those who have nothing there
-_TRIES = 3
+_MOST_DEATHS = 3  # of replicas that had a request, before it is lost
 
 
 @dataclass(frozen=True)
@@ -159,12 +159,12 @@ class _Attempt:
     def __init__(self, cluster: Cluster, arrival: Arrival) -> None:
         self._cluster, self._arrival = cluster, arrival
         self._router = cluster._routers[arrival.ingress]
-        self._tries, self._moves, self._refusals, self._avoid = 0, 0, 0, list[str]()
-        self.name, self._ticket = "", ""
+        self._tries, self._deaths, self._refusals, self._avoid = 0, 0, 0, list[str]()
+        self.name, self._ticket, self._arrived = "", "", False
 
     def send(self) -> None:
         cluster = self._cluster
-        self._tries += 1
+        self._tries, self._arrived = self._tries + 1, False
         self._ticket = f"{self._arrival.number}.{self._tries}"
         self.name = self._router.choose(self._ticket, self._arrival, self._avoid)
         cluster._attempts[self._ticket] = self
@@ -177,6 +177,7 @@ class _Attempt:
         if not replica.alive:
             cluster.after(_HOP_S, partial(self.lost, ticket))
             return
+        self._arrived = True
         estimated_s = replica.add(self._arrival.number, self._arrival.shape, lambda: self._done(ticket))
         if estimated_s is None:
             cluster.after(_HOP_S, partial(self._refused, ticket))
@@ -194,7 +195,6 @@ class _Attempt:
         cluster = self._cluster
         if ticket in cluster._attempts and cluster.replicas[self.name].take_back(self._arrival.number):
             self._end()
-            self._moves = 1
             cluster.outcome.moved += 1
             self.send()
 
@@ -228,7 +228,8 @@ class _Attempt:
             return
         self._end()
         self._cluster.forget([self.name], self._arrival.ingress)
-        if self._tries == _TRIES + self._moves + self._refusals:
+        self._deaths += self._arrived
+        if self._deaths == _MOST_DEATHS:
             self._cluster.outcome.lost += 1
         else:
             self._cluster.outcome.replayed += 1
