@@ -13,11 +13,12 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from launcher.logs import log_event
-from launcher.ray.args import ENGINE, INGRESS, ClusterArgs
+from launcher.logs import configure_logs, log_event
+from launcher.ray.args import ENGINE, INGRESS
 from launcher.ray.engine_replica import EngineReplica
 from launcher.ray.ingress import make_ingress
 from launcher.ray.link import RayLink
+from launcher.ray.replaying.retelling import Usual
 from launcher.ray.settled import Settled, settle
 from launcher.ray.web.asking import answers_within
 from launcher.ray.web.ingresses import ANSWER_S, Ingresses
@@ -51,16 +52,19 @@ class Ingress:
     """The HTTP application as Serve starts it, given the arguments of the cluster and the handle of its engines."""
 
     def __init__(self, args: Mapping[str, Any], engines: Any) -> None:
-        self._args, self._link = args, RayLink(engines)
+        configure_logs("json", process="ingress")
+        self._args, self._engines = args, engines
         context = serve.get_replica_context()
         self._name, self._app_name = context.replica_tag, context.app_name
-        is_alone = ClusterArgs.of(args).ingress_replicas == 1
-        self._ingresses = Ingresses(self._name, None if is_alone else self._ask_all, self._link.counts.render)
         self._all: Any = None  # the handle of all ingresses, itself among them, made when it is needed
         self._beside: list[asyncio.Task[None]] = []
 
     async def __serve_build_asgi_app__(self) -> Any:
-        app, beside = await in_own_thread(partial(make_ingress, self._args, self._link, self._ingresses))
+        settled = await in_own_thread(partial(settle, self._args))
+        self._link = RayLink(self._engines, Usual.of(settled.model))
+        is_alone = settled.args.ingress_replicas == 1
+        self._ingresses = Ingresses(self._name, None if is_alone else self._ask_all, self._link.counts.render)
+        app, beside = await in_own_thread(partial(make_ingress, settled, self._link, self._ingresses))
         self._beside, self._app = [asyncio.create_task(work) for work in beside], app
         return app
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,17 @@ from launcher.http.app import make_app
 from launcher.http.guard import Guard
 from launcher.http.server_process import check_http
 from launcher.http.workers.held_files import HeldFiles, shared_files
-from launcher.logs import configure_logs, log_event
+from launcher.logs import log_event
 from launcher.messages.api_keys import others_can_read, read_keys
 from launcher.messages.configs import HttpConfig
 from launcher.processes import forget_secrets
-from launcher.ray.settled import settle
 from launcher.ray.web.behind_proxy import BehindProxy
 from launcher.ray.web.ingresses import Ingresses
 from launcher.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from launcher.http.answers.link import Link
+    from launcher.ray.settled import Settled
 
 _KEY = "KREA2_API_KEY"
 _LOOK_S = 5.0  # between looks whether the file of keys has changed
@@ -35,13 +35,12 @@ _NAME = b"ingress"  # that it has one: the front-ends know the engines' actors, 
 Beside = Coroutine[Any, Any, None]
 
 
-def make_ingress(args: Mapping[str, Any], link: Link, ingresses: Ingresses) -> tuple[BehindProxy, list[Beside]]:
+def make_ingress(settled: Settled, link: Link, ingresses: Ingresses) -> tuple[BehindProxy, list[Beside]]:
     """Make the application of an ingress, with the keys of its environment and of the file that the arguments name.
 
-    Returns what is to run beside it for its whole life, too. Raises `ArgumentError`, `CheckpointError`.
+    Returns what is to run beside it for its whole life, too. Raises `ArgumentError`.
     """
-    configure_logs("json", process="ingress")
-    config = ingress_config(args)
+    config = ingress_config(settled)
     folder = RunFolder.make()  # which the next ingress of this machine removes if this one is killed
     config = msgspec.structs.replace(config, run_folder=folder.path)
     guard = make_app(config, link, neighbours=ingresses.neighbours, join_counts=ingresses.metrics)
@@ -51,9 +50,8 @@ def make_ingress(args: Mapping[str, Any], link: Link, ingresses: Ingresses) -> t
     return BehindProxy(guard), beside
 
 
-def ingress_config(args: Mapping[str, Any]) -> HttpConfig:
-    """Make the configuration of its application, but for its run folder. Raises what `settle` does."""
-    settled = settle(args)
+def ingress_config(settled: Settled) -> HttpConfig:
+    """Make the configuration of its application, but for its run folder. Raises `ArgumentError`."""
     http, cluster = settled.args.http, settled.args.cluster
     if cluster.images_folder is not None and not Path(cluster.images_folder).is_dir():
         raise ArgumentError.of("images_folder", "a folder on every node that runs an ingress", cluster.images_folder)

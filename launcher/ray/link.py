@@ -19,6 +19,7 @@ from launcher.messages import client_messages as messages
 from launcher.messages.encoding import describe, encode_request
 from launcher.ray.fleet import FLEET, Fleet
 from launcher.ray.replay import Replay, ReplicaLostError
+from launcher.ray.replaying.retelling import Usual
 from launcher.ray.web.asking import answers_within
 from launcher.ray.web.summary import add_status, join_metrics
 from launcher.ray.wire import decode_named, decode_replies
@@ -38,14 +39,15 @@ class RayLink:
     """The `Link` to all engines behind a handle of their deployment. Requests are sent where the least work is ahead,
     and again elsewhere by the rules of `Replay`.
 
-    handle: Serve's `DeploymentHandle`. fleet: what its router tells of the replicas.
+    handle: Serve's `DeploymentHandle`. usual: the defaults of the engines' model. fleet: what its router tells of the
+    replicas.
     """
 
-    def __init__(self, handle: Any, fleet: Fleet = FLEET) -> None:
+    def __init__(self, handle: Any, usual: Usual, fleet: Fleet = FLEET) -> None:
         self._handle, self._fleet = handle, fleet
         self._draw = handle.options(method_name="draw", stream=True)
         self._ask_one = handle.options(method_name="ask")
-        self._replay = Replay(self._send, fleet)
+        self._replay = Replay(self._send, fleet, usual)
         self.counts = self._replay.counts
         self._status: asyncio.Task[messages.StatusReply] | None = None  # the newest, for all who ask meanwhile
         self._status_at = 0.0

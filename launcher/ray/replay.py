@@ -25,7 +25,7 @@ from launcher.ray.replaying.ending import drain, end
 from launcher.ray.replaying.held import Held, Holding
 from launcher.ray.replaying.history import Attempt, History, LostError, MovedError, is_too_short
 from launcher.ray.replaying.own_time import OwnTime
-from launcher.ray.replaying.retelling import routing_key, with_seed, work_of
+from launcher.ray.replaying.retelling import Usual, routing_key, with_seed, work_of
 from launcher.ray.replaying.silence import Silence
 from launcher.ray.replaying.telling import Telling
 from launcher.ray.wire import Hints, decode_replies, encode_hints
@@ -43,11 +43,12 @@ class Replay:
     """Sends requests by `send`, each again to another engine where that is what helps.
 
     send: calls an engine's `draw` with a header, files, whether progress is of use, and hints, and yields its chunks;
-    raises `ReplicaLostError`. clock: gives seconds. `counts`: what this has done, for metrics.
+    raises `ReplicaLostError`. usual: the model's defaults. clock: gives seconds. `counts`: what this has done, for
+    metrics.
     """
 
-    def __init__(self, send: Send, fleet: Fleet, clock: Callable[[], float] = time.monotonic) -> None:
-        self._send, self._fleet, self._clock = send, fleet, clock
+    def __init__(self, send: Send, fleet: Fleet, usual: Usual, clock: Callable[[], float] = time.monotonic) -> None:
+        self._send, self._fleet, self._usual, self._clock = send, fleet, usual, clock
         self.counts = Counts()
         self._holding = Holding()
         self._driving: set[asyncio.Task[None]] = set()
@@ -64,7 +65,8 @@ class Replay:
         names = tuple(name for name in PICTURES if name in files)
         request = with_seed(msgspec.structs.replace(request, pictures=names))
         encode_request(request)  # before anybody is asked: raises for what cannot be sent
-        course = _Course(self._send, self._fleet, self.counts, request, progress, self._clock)
+        work = work_of(request, self._usual)
+        course = _Course(self._send, self._fleet, self.counts, request, work, progress, self._clock)
         course.files = self._holding.hold([files[name] for name in names])
         del files
         unsubscribe = self._fleet.on_leaving(course.left)
@@ -100,11 +102,12 @@ class _Course:
         fleet: Fleet,
         counts: Counts,
         request: Generate,
+        work: float,
         progress: bool,
         clock: Callable[[], float],
     ) -> None:
         self._send, self._fleet, self._counts = send, fleet, counts
-        self._request, self._progress = request, progress
+        self._request, self._work, self._progress = request, work, progress
         self._time, self._clock = OwnTime(request, clock), clock
         self._history = History(request.request_id)
         self.telling = Telling(request, self._history, progress, clock)
@@ -225,7 +228,7 @@ class _Course:
     async def _read(self, attempt: Attempt, silence: Silence) -> None:
         request = self._request
         avoid = tuple(self._history.avoid)
-        hints = Hints(ticket=attempt.ticket, avoid=avoid, key=routing_key(request), work=work_of(request))
+        hints = Hints(ticket=attempt.ticket, avoid=avoid, key=routing_key(request), work=self._work)
         timeout_s = self._time.for_attempt()
         header = encode_request(msgspec.structs.replace(request, request_id=attempt.ticket, timeout_s=timeout_s))
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 
@@ -13,8 +13,24 @@ from launcher.explanation import Explanation, Stage
 from launcher.messages.client_messages import Accepted, Generate, Image, Preview, Progress
 from launcher.messages.parameter_names import RANDOM_SEED
 
+if TYPE_CHECKING:
+    from engine.config.model_config import ModelConfig
+
 Told = TypeVar("Told", bound=Accepted | Progress | Preview | Image)
-_USUAL_STEPS, _USUAL_SIDE = 8, 1024  # of a request that gives none: routing compares, it does not measure
+
+
+class Usual(NamedTuple):
+    """What a request has that does not say it: the model's defaults. width, height: pixels."""
+
+    steps: int
+    width: int
+    height: int
+    guidance: float
+
+    @classmethod
+    def of(cls, model: ModelConfig) -> Usual:
+        """Those of a model."""
+        return cls(model.default_steps, model.default_width, model.default_height, model.default_guidance)
 
 
 def with_seed(request: Generate) -> Generate:
@@ -33,11 +49,12 @@ def routing_key(request: Generate) -> str | None:
     return None if request.idempotency_key is None else hashlib.sha256(_owned_key(request).encode()).hexdigest()
 
 
-def work_of(request: Generate) -> float:
-    """How much there is to do, in denoise steps times pixels."""
-    steps = _USUAL_STEPS if request.steps is None else request.steps
-    pixels = (request.width or _USUAL_SIDE) * (request.height or _USUAL_SIDE)
-    return float(max(1, request.num_images * steps * pixels * (2 if request.guidance else 1)))
+def work_of(request: Generate, usual: Usual) -> float:
+    """How much there is to do, in denoise steps times pixels, two for each with guidance."""
+    steps = usual.steps if request.steps is None else request.steps
+    pixels = (request.width or usual.width) * (request.height or usual.height)
+    guidance = usual.guidance if request.guidance is None else request.guidance
+    return float(max(1, request.num_images * steps * pixels * (2 if guidance else 1)))
 
 
 def retold(reply: Told, request_id: str, attempt: int) -> Told:

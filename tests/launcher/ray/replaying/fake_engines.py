@@ -12,11 +12,13 @@ from launcher.messages.client_messages import Accepted, Failed, Generate, Image,
 from launcher.messages.encoding import decode_request
 from launcher.ray.fleet import Fleet
 from launcher.ray.replay import Replay, ReplicaLostError
+from launcher.ray.replaying.retelling import Usual
 from launcher.ray.replaying.silence import ALIVE_S
 from launcher.ray.wire import decode_hints, encode_replies
 
 Replies = Sequence[tuple[Reply, bytes]] | bytes  # of a chunk, or what stands for one
 STEPS = 4  # of each image
+USUAL = Usual(8, 1024, 1024, 0.0)
 
 
 @dataclass
@@ -91,7 +93,7 @@ class FakeCluster:
         self.drawn: list[Drawn] = []
         self.unrouted = 0
         self._changed = asyncio.Event()
-        self.replay = Replay(self._send, self.fleet, clock)
+        self.replay = Replay(self._send, self.fleet, USUAL, clock)
         self.tell()
 
     def tell(self) -> None:

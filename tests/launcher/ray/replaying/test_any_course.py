@@ -16,7 +16,7 @@ from launcher.messages.client_messages import Accepted, Generate, Image, Preview
 from launcher.ray.replay import ReplicaLostError
 from launcher.ray.replaying.retelling import work_of
 from launcher.ray.replaying.silence import SILENT_S
-from tests.launcher.ray.replaying.fake_engines import STEPS, Drawn, FakeCluster, Replies, file_of
+from tests.launcher.ray.replaying.fake_engines import STEPS, USUAL, Drawn, FakeCluster, Replies, file_of
 from tests.launcher.ray.replaying.instant_time import run_instantly
 
 NAMES = ("one", "two", "three", "four")
@@ -177,7 +177,7 @@ class Client:
 def let_it_be_known_what_a_request_takes(cluster: FakeCluster) -> None:
     """So that it may move to another engine."""
     cluster.fleet.replicas_are(["before"])
-    cluster.fleet.sent("before", "before", work_of(Generate(request_id="before", prompt="a fox")))
+    cluster.fleet.sent("before", "before", work_of(Generate(request_id="before", prompt="a fox"), USUAL))
     cluster.fleet.accepted("before", 1.0)
     cluster.fleet.ended("before")
 

@@ -9,7 +9,8 @@ import pytest
 from launcher.explanation import PARTS, Explanation, Stage, add_up, timeline
 from launcher.messages.client_messages import LONGEST_REQUEST_ID, Generate, Image
 from launcher.ray.replaying.history import ticket_of
-from launcher.ray.replaying.retelling import routing_key, with_seed, with_time_before, work_of
+from launcher.ray.replaying.retelling import Usual, routing_key, with_seed, with_time_before, work_of
+from launcher.ray.settled import settle
 from tests.launcher.ray.replaying.fake_engines import Drawn, FakeCluster, dies_after, well
 from tests.launcher.ray.replaying.instant_time import run_instantly
 
@@ -62,11 +63,16 @@ def test_a_key_is_routed_by_whose_it_is_and_says_nothing_of_it() -> None:
     assert mine != routing_key(make(idempotency_key="secret", caller="you"))
 
 
-def test_work_is_steps_times_pixels() -> None:
-    assert work_of(make(steps=4, width=64, height=64, num_images=3)) == 3 * 4 * 64 * 64
-    assert work_of(make(steps=4, width=64, height=64, guidance=3.0)) == 2 * 4 * 64 * 64
-    assert work_of(make()) == 8 * 1024 * 1024
-    assert work_of(make(steps=-1, num_images=0)) == 1.0  # which an engine refuses
+def test_work_is_steps_times_pixels_of_the_model_where_a_request_does_not_say_them() -> None:
+    turbo, raw = Usual(8, 1024, 512, 0.0), Usual(52, 1024, 1024, 3.5)
+    assert work_of(make(steps=4, width=64, height=64, num_images=3), turbo) == 3 * 4 * 64 * 64
+    assert work_of(make(steps=4, width=64, height=64, guidance=3.0), turbo) == 2 * 4 * 64 * 64
+    assert work_of(make(), turbo) == 8 * 1024 * 512
+    assert work_of(make(), raw) == 2 * 52 * 1024 * 1024
+    assert work_of(make(guidance=0.0, width=256), raw) == 52 * 256 * 1024
+    assert work_of(make(steps=-1, num_images=0), turbo) == 1.0  # which an engine refuses
+    demo = settle({"model": "demo", "device": "cpu"}).model
+    assert Usual.of(demo) == (demo.default_steps, demo.default_width, demo.default_height, demo.default_guidance)
 
 
 @pytest.mark.parametrize("length", [1, 59, 62, 64])

@@ -14,6 +14,7 @@ from launcher.ray.link import RayLink
 from launcher.ray.web.asking import answers_within
 from launcher.ray.wire import encode_named, encode_replies
 from tests.launcher.messages.status_stand_in import STATUS
+from tests.launcher.ray.replaying.fake_engines import USUAL
 
 pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
@@ -83,7 +84,7 @@ def test_a_cluster_is_ready_while_an_engine_hangs_and_who_asks_at_once_asks_once
 
     async def run() -> None:
         handle = Handle()
-        link = RayLink(handle, Fleet())
+        link = RayLink(handle, USUAL, Fleet())
         async with asyncio.timeout(PATIENCE_S):
             found = await asyncio.gather(*(link.status() for _ in range(20)))
             assert all(status.ready for status in [*found, await link.status()])

@@ -13,6 +13,7 @@ from engine.errors import ArgumentError
 from launcher.http.answers.engine_link import EngineLink
 from launcher.ray.ingress import ingress_config, make_ingress
 from launcher.ray.one_machine.environment import set_up
+from launcher.ray.settled import settle
 from launcher.ray.web.ingresses import Ingresses
 from launcher.run_folder import RunFolder
 
@@ -23,13 +24,12 @@ ARGS: dict[str, Any] = {"model": "demo", "device": "cpu"}
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder for temporary files."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr("launcher.ray.ingress.configure_logs", lambda *_, **__: None)
     monkeypatch.delenv("KREA2_API_KEY", raising=False)
     return tmp_path
 
 
 def _start(**options: Any) -> list[Any]:
-    _, beside = make_ingress(ARGS | options, EngineLink("ipc:///nowhere", None), Ingresses("a", None))
+    _, beside = make_ingress(settle(ARGS | options), EngineLink("ipc:///nowhere", None), Ingresses("a", None))
     return beside
 
 
@@ -74,6 +74,6 @@ def test_an_ingress_says_who_can_use_it_unless_the_command_that_started_it_has(
     (keys := temporary / "keys").write_text("secret\n")
     keys.chmod(0o644)
     for options in ({"insecure": True}, {"api_key_file": str(keys)}):
-        ingress_config(ARGS | {"host": "0.0.0.0"} | options)
+        ingress_config(settle(ARGS | {"host": "0.0.0.0"} | options))
     told = ["whoever reaches the proxies can use this cluster", "every user of this machine can read the file of keys"]
     assert said == ([] if is_told else told)

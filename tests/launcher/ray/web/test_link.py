@@ -34,6 +34,7 @@ from launcher.ray.fleet import Fleet
 from launcher.ray.link import RayLink
 from launcher.ray.wire import decode_hints, encode_named, encode_replies
 from tests.launcher.messages.status_stand_in import STATUS
+from tests.launcher.ray.replaying.fake_engines import USUAL
 
 pytestmark = pytest.mark.cluster  # since only there is Ray sure to be
 
@@ -117,7 +118,7 @@ class FakeResponse:
 def _link(draw: Callable[[int, str], AsyncGenerator[bytes, None]], *names: str) -> tuple[RayLink, FakeHandle]:
     fleet, handle = Fleet(), FakeHandle(draw, *names)
     fleet.replicas_are(names)
-    return RayLink(handle, fleet), handle
+    return RayLink(handle, USUAL, fleet), handle
 
 
 def _accepted(ticket: str) -> bytes:
