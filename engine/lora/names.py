@@ -17,18 +17,30 @@ from engine.config.components import TransformerConfig
 
 # What ends a key, and the role of such a tensor among those of its layer.
 _ROLES = {
-    **dict.fromkeys(("lora_A.weight", "lora_down.weight", "lora.down.weight"), "down"),
-    **dict.fromkeys(("lora_B.weight", "lora_up.weight", "lora.up.weight"), "up"),
-    **dict.fromkeys(("dora_scale", "magnitude", "lora_magnitude_vector", "lora_magnitude_vector.weight"), "magnitude"),
+    **dict.fromkeys(("lora_A", "lora_down", "lora.down"), "down"),
+    **dict.fromkeys(("lora_B", "lora_up", "lora.up"), "up"),
+    **dict.fromkeys(("dora_scale", "magnitude", "lora_magnitude_vector"), "magnitude"),
     **{role: role for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
     **{role: role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{role: role for role in ("alpha", "diff", "diff_b", "set_weight")},
 }
-# After these PEFT writes the adapter's name, `default` if it has no other.
-_NAMED = re.compile(r"\.(lora_A|lora_B|lora_magnitude_vector)\.([^.]+)(\.weight)?$")
+_BARE = ("alpha", "diff", "diff_b", "set_weight")  # nothing follows these
+# After others PEFT writes the adapter's name, `default` if it has no other; `weight` comes last where the tensor is a
+# module's, and is left out where it is a parameter of the layer's own.
+_ENDING = re.compile(
+    r"\.(?:(?P<bare>{})|(?P<role>{})(?:\.(?P<adapter>(?!(?:weight|bias)$)[^.]+))?(?:\.weight)?)$".format(
+        "|".join(_BARE), "|".join(re.escape(role) for role in sorted(_ROLES.keys() - set(_BARE)))
+    )
+)
 
-_DOTTED_PREFIXES = re.compile(r"^(base_model\.model\.|transformer\.|(model\.)?diffusion_model\.)+")
-_FLAT_PREFIXES = ("lora_unet__", "lora_unet_", "lora_transformer_", "lycoris_", "lora_")
+# What trainers wrap a model in, whose names come before a layer's in any order, and in flat names with underscores.
+_PREFIXES = ("base_model", "model", "net", "transformer", "diffusion_model", "unet", "dit")
+_DOTTED_PREFIXES = re.compile(r"^(?:(?:{})\.)+".format("|".join(_PREFIXES)))
+_FLAT_PREFIX = re.compile(r"(?:{})_".format("|".join(_PREFIXES)))
+_FLAT_STARTS = re.compile(r"(?:lora_unet|lora|lycoris)_+")
+# Of torch.compile, DDP, FSDP and activation checkpointing, which may wrap any part of a model, a block for instance.
+_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![^._])module)[._]")
+_LONGEST_PATH = 300  # characters, several times that of a layer's name
 _TEXT_ENCODER_PREFIXES = ("text_encoder", "lora_te", "lycoris_te", "te.", "te1.", "te2.", "conditioner.")
 _OTHER_MODELS = (  # by what only their names contain
     (("add_q_proj", "add_k_proj", "img_mod", "txt_mod", "img_mlp", "txt_mlp"), "Qwen-Image"),
@@ -41,22 +53,23 @@ _MOST_LISTED = 3  # keys in an error
 
 
 def split_key(key: str) -> tuple[str, str, str | None] | None:
-    """Returns path, role and, if it has one, the adapter's name in the file; None if the key ends in no known role."""
-    adapter = None
-    if (named := _NAMED.search(key)) and f"{named[1]}.{named[2]}" not in _ROLES:
-        adapter = named[2]
-        key = f"{key[: named.start()]}.{named[1]}{named[3] or ''}"
-    for parts in (2, 1, 3):  # the longest known ending is the role: lora_magnitude_vector.weight, lora.down.weight
-        head = key.rsplit(".", parts)
-        role = _ROLES.get(".".join(head[1:]))
-        if role is not None and len(head) > parts:
-            return head[0], role, adapter
-    return None
+    """Returns path, role and, if it has one, the adapter's name in the file; None if the key ends in no known role.
+
+    The path may be a parameter's, as in `blocks.0.attn.wq.weight.lora_A` or `first.bias.diff`: what is returned is the
+    layer's.
+    """
+    ending = _ENDING.search(key)
+    if ending is None or not ending.start():
+        return None
+    path, role = key[: ending.start()], _ROLES[ending["bare"] or ending["role"]]
+    if role == "diff" and path.endswith(".bias"):
+        return path.removesuffix(".bias"), "diff_b", None
+    return path.removesuffix(".weight"), role, ending["adapter"]
 
 
 def strip_prefixes(path: str) -> str:
-    """Removes what trainers put before a dotted name."""
-    return _DOTTED_PREFIXES.sub("", path)
+    """Removes what trainers put before a dotted name, and the names of wrappers in it."""
+    return _DOTTED_PREFIXES.sub("", _WRAPPERS.sub("", path))
 
 
 def shorten(text: str) -> str:
@@ -85,11 +98,12 @@ class LayerNames:
 
     def resolve(self, path: str) -> tuple[str, ...] | None:
         """Returns the layers that a path names: one, or q, k and v, whose rows are stacked. None if it names none."""
-        path = strip_prefixes(path)
-        for prefix in ("", *_FLAT_PREFIXES):
-            if path.startswith(prefix) and path.removeprefix(prefix) in self._table:
-                return self._table[path.removeprefix(prefix)]
-        return None
+        path = strip_prefixes(path) if len(path) <= _LONGEST_PATH else ""
+        flat = _FLAT_STARTS.match(path)
+        path = path[flat.end() if flat else 0 :]
+        while path not in self._table and (prefix := _FLAT_PREFIX.match(path)):
+            path = path[prefix.end() :]
+        return self._table.get(path)
 
     def complaint(self, unresolved: Sequence[str], *, some_resolve: bool) -> str:
         """Says why a file with keys for no layer is refused, to follow its path in the error."""
@@ -112,7 +126,7 @@ class LayerNames:
 
     def _closest(self, path: str) -> str | None:
         path = strip_prefixes(path)[:200]  # comparing takes long, and a hostile file's names may be long
-        prefix = next((prefix for prefix in _FLAT_PREFIXES if path.startswith(prefix)), "")
+        prefix = flat[0] if (flat := _FLAT_STARTS.match(path)) else ""
         matches = get_close_matches(path.removeprefix(prefix), self._table, n=1)
         return f"{prefix}{matches[0]}" if matches else None
 

@@ -110,6 +110,8 @@ SCHEMES: dict[str, Callable[[Mapping[str, LowRank], Mapping[str, str]], Tensors]
     "6 native without a prefix": _dotted("", *_AB, native=True),
     "7 kohya": _kohya,
     "8 fused": _fused,
+    "9 Krea's trainer": _dotted("", "lora_A", "lora_B", native=True),
+    "10 wrapped": _dotted("module._orig_mod.model.", "lora_down.default", "lora_up.default", native=True),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,13 +14,20 @@ from engine.lora.names import LayerNames, split_key, strip_prefixes
 
 NAMES = LayerNames(KREA2.transformer)
 MODULES = linear_modules(KREA2.transformer)
-DOTTED = ("", "transformer.", "diffusion_model.", "base_model.model.", "base_model.model.transformer.")
+PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "module.", "_orig_mod.", "net.")
+DOTTED = st.lists(st.sampled_from(PREFIXES), max_size=4).map("".join)
 FLAT = ("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_", "lora_")
+WRAPPERS = ("", "_orig_mod.", "module.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 ROLES = {
-    "down": ("lora_A.weight", "lora_A.default.weight", "lora_down.weight", "lora.down.weight", "lora_A.my_lora.weight"),
-    "up": ("lora_B.weight", "lora_B.default.weight", "lora_up.weight", "lora.up.weight"),
+    "down": tuple(
+        f"{name}{adapter}{weight}"
+        for name in ("lora_A", "lora_down", "lora.down")
+        for adapter in ("", ".default", ".my_lora")
+        for weight in ("", ".weight")
+    ),
+    "up": ("lora_B", "lora_B.weight", "lora_B.default", "lora_B.default.weight", "lora_up.weight", "lora.up"),
     "alpha": ("alpha",),
-    "lokr_w1": ("lokr_w1",),
+    "lokr_w1": ("lokr_w1", "lokr_w1.default"),
     "lokr_w2_b": ("lokr_w2_b",),
     "hada_w1_a": ("hada_w1_a",),
     "diff": ("diff",),
@@ -30,18 +39,40 @@ ROLES = {
 @given(
     module=st.sampled_from(MODULES),
     native=st.booleans(),
-    prefix=st.sampled_from(DOTTED + FLAT),
+    prefixes=DOTTED,
+    flat=st.sampled_from((None, *FLAT)),
+    wrapper=st.sampled_from(WRAPPERS),
+    parameter=st.sampled_from(("", ".weight")),
     role=st.sampled_from([(role, suffix) for role, suffixes in ROLES.items() for suffix in suffixes]),
 )
 def test_every_key_of_every_scheme_names_its_layer(
-    module: tuple[str, str], native: bool, prefix: str, role: tuple[str, str]
+    module: tuple[str, str],
+    native: bool,
+    prefixes: str,
+    flat: str | None,
+    wrapper: str,
+    parameter: str,
+    role: tuple[str, str],
 ) -> None:
-    path = module[native]
-    if prefix in FLAT:
-        path = path.replace(".", "_")
-    split = split_key(f"{prefix}{path}.{role[1]}")
+    path = prefixes + re.sub(r"(?<=\.[0-9]\.)", wrapper, module[native], count=1)
+    if flat is not None:
+        path = flat + path.replace(".", "_")
+    split = split_key(f"{path}{parameter}.{role[1]}")
     assert split is not None
     assert (NAMES.resolve(split[0]), split[1]) == ((module[0],), role[0])
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_a_difference_of_a_parameter_is_its_layers(native: bool) -> None:
+    path = MODULES[0][native]
+    assert split_key(f"{path}.weight.diff") == split_key(f"{path}.diff") == (path, "diff", None)
+    assert split_key(f"{path}.bias.diff") == split_key(f"{path}.diff_b") == (path, "diff_b", None)
+
+
+@pytest.mark.parametrize("key", ["first.bias.lora_A", "first.lora_B.bias", "first.lora_B.default.bias", "first.lora_C"])
+def test_what_is_no_matrix_of_a_layer_is_for_none(key: str) -> None:
+    split = split_key(key)
+    assert split is None or NAMES.resolve(split[0]) is None
 
 
 def test_there_are_264_layers_whose_names_are_all_different() -> None:
