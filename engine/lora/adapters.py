@@ -10,10 +10,9 @@ from itertools import accumulate
 import torch
 from torch import nn
 
-from engine.checkpoint.files.stored import Bounds
 from engine.checkpoint.layouts.tensors import COLUMNS, sources_by_parameter, transformer_sources
 from engine.config.model_config import ModelConfig
-from engine.lora.deltas import Dense, norm_factors, read_delta, read_vector
+from engine.lora.deltas import Changed, Dense, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import open_adapter
 from engine.lora.side_path import LayerAdapter, Piece, Runs, SidePath
@@ -112,18 +111,26 @@ class Adapters:
         ends = zip(stacked, heights, accumulate(heights), strict=True)
         rows = {source.name: slice(end - height, end) for source, height, end in ends}
         pieces = []
+        normed: dict[str, list[tuple[Piece, torch.Tensor, Changed]]] = defaultdict(list)  # by the magnitudes' name
         for change in changes:
             bounds = change.source.shard_bounds(group.rank, group.size)
             piece = Piece(rows[change.source.name], read_delta(change, bounds, device))
             if change.family is Family.REPLACEMENT:
                 piece.gain = -1.0
-            if "magnitude" in change.tensors:
-                # only these rows, since float32 is large; an offloaded layer's are in host memory
-                _apply_magnitude(piece, module.dequantize(piece.rows).to(device), change, bounds, group)
             # where columns are split, the ranks' outputs are summed up
             if "diff_b" in change.tensors and (change.source.split != COLUMNS or group.rank == 0):
                 piece.bias = read_vector(change, "diff_b", bounds[0], device)
             pieces.append(piece)
+            if "magnitude" in change.tensors:
+                assert piece.delta is not None
+                # only these rows, since float32 is large; an offloaded layer's are in host memory
+                weight = module.dequantize(piece.rows).to(device)
+                changed = Changed(change, bounds, weight + piece.delta.dense())
+                together = normed[change.tensors["magnitude"]]
+                together.append((piece, weight, changed))
+                if not change.by_column or len(together) == len(change.stacked):
+                    _apply_magnitudes(normed.pop(change.tensors["magnitude"]), group)
+        assert not normed
         return pieces
 
 
@@ -142,13 +149,15 @@ def _runs(parts: RowLoras) -> Runs:
     return runs
 
 
-def _apply_magnitude(piece: Piece, weight: torch.Tensor, change: Change, bounds: Bounds, group: Group) -> None:
-    """Makes a change DoRA's: W + ΔW, whose rows or columns are given new norms, less W, which is (rows, columns)."""
-    assert piece.delta is not None
-    changed = weight + piece.delta.dense()
-    factors = norm_factors(change, changed, bounds, group)
-    if change.by_column:
-        piece.delta = Dense(changed.mul_(factors).sub_(weight))  # factors on x would need a second product with W
-    else:
-        piece.delta.scale_rows(factors)
-        piece.gain = factors.flatten() - 1
+def _apply_magnitudes(whole: Sequence[tuple[Piece, torch.Tensor, Changed]], group: Group) -> None:
+    """Makes the changes of what the file has as one matrix DoRA's: W + ΔW, whose rows or columns are given new norms,
+    less W, (rows, columns)."""
+    all_factors = norm_factors([changed for _, _, changed in whole], group)
+    for (piece, weight, changed), factors in zip(whole, all_factors, strict=True):
+        assert piece.delta is not None
+        if changed.change.by_column:
+            # factors on x would need a second product with W
+            piece.delta = Dense(changed.values.mul_(factors).sub_(weight))
+        else:
+            piece.delta.scale_rows(factors)
+            piece.gain = factors.flatten() - 1

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from engine.checkpoint.files.stored import Bounds
 from engine.checkpoint.layouts.tensors import COLUMNS, ROWS
-from engine.lora.families import Change, Family
+from engine.lora.families import Change, Family, blocks_of, shifted
 from engine.parallel.group import Group
 
 
@@ -72,7 +73,7 @@ class Kronecker(Delta):
         height, width = second.shape
         # the rows and columns of `first` whose blocks are touched, and where the shard begins in the first of these
         above, left = rows.start // height, columns.start // width
-        blocks = first[above : -(-rows.stop // height), left : -(-columns.stop // width)]
+        blocks = first[above : above + blocks_of(rows, height), left : left + blocks_of(columns, width)]
         self._first = blocks.clone()  # so that the rest of `first` is not held
         self._second = second
         self._rows, self._columns = shifted(rows, -above * height), shifted(columns, -left * width)
@@ -134,24 +135,35 @@ def _read(change: Change, role: str, device: torch.device, parts: Mapping[int, s
     return change.file.read(change.tensors[role], bounds).to(device, torch.float32, copy=True)
 
 
-def shifted(part: slice, by: int) -> slice:
-    """Returns the slice that begins and ends `by` later."""
-    return slice(part.start + by, part.stop + by)
+class Changed(NamedTuple):
+    """A rank's share of a changed weight, of these bounds. values: W + ΔW, (rows, columns) float32."""
+
+    change: Change
+    bounds: Bounds
+    values: torch.Tensor
 
 
-def norm_factors(change: Change, changed: torch.Tensor, bounds: Bounds, group: Group) -> torch.Tensor:
-    """Returns what to multiply the rows or columns of W + ΔW with for DoRA's norms: (rows, 1) or (1, columns) float32,
-    magnitude / ‖W + ΔW‖ (arXiv 2402.09353, formula 5).
+def norm_factors(whole: Sequence[Changed], group: Group) -> list[torch.Tensor]:
+    """Returns what to multiply the rows or columns of each W + ΔW with for DoRA's norms: (rows, 1) or (1, columns)
+    float32, magnitude / ‖W + ΔW‖ (arXiv 2402.09353, formula 5).
 
-    changed: W + ΔW of a rank's `bounds`, (rows, columns) float32. group: whose ranks have a share of the layer each.
+    whole: all weights that the file has as one matrix, whose columns go through all of them; one of them will do where
+    magnitudes are those of rows. group: whose ranks have a share of each weight; this is a collective.
     """
+    change = whole[0].change
     along, split = (0, ROWS) if change.by_column else (1, COLUMNS)
-    magnitude = read_vector(change, "magnitude", bounds[1 - along], changed.device, dimension=1 - along)
-    norms = changed.square().sum(along)
+    squares = [each.values.square().sum(along) for each in whole]
+    if change.by_column:
+        squares = [torch.stack(squares).sum(0)]
     if change.source.split == split:
-        norms = group.all_reduce(norms)
-    norms = norms.sqrt()
-    return torch.where(norms > 0, magnitude / norms, 1.0).unsqueeze(along)
+        squares = [group.all_reduce(each) for each in squares]
+    norms = [each.sqrt() for each in squares] * (len(whole) if change.by_column else 1)
+    factors = []
+    for each, norm in zip(whole, norms, strict=True):
+        part = each.bounds[1 - along]
+        magnitude = read_vector(each.change, "magnitude", part, norm.device, dimension=1 - along)
+        factors.append(torch.where(norm > 0, magnitude / norm, 1.0).unsqueeze(along))
+    return factors
 
 
 def _hadamard(ups: Sequence[torch.Tensor], downs: Sequence[torch.Tensor], scale: float) -> Delta:

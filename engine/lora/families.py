@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import accumulate
 
 from engine.checkpoint.files.stored import TensorFile
 from engine.checkpoint.layouts.tensors import Source
@@ -49,8 +50,9 @@ class Misfit(Exception):
 class Change:
     """What an adapter changes of one layer's weight.
 
-    source: the layer's weight. tensors, shapes: the file's names and shapes by role. rows: the layer's in the file, not
-    all where this has q, k and v as one. scale: alpha / rank, which the change is multiplied with.
+    source: the layer's weight. tensors, shapes: the file's names and shapes by role. stacked: the weights that the file
+    has as one matrix, this one or q, k and v, and rows: this one's among theirs. scale: alpha / rank, which the change
+    is multiplied with.
     """
 
     file: TensorFile
@@ -59,27 +61,61 @@ class Change:
     family: Family
     tensors: Mapping[str, str]
     shapes: Mapping[str, tuple[int, ...]]
+    stacked: tuple[Source, ...]
     rows: slice
     scale: float
 
     @property
     def by_column(self) -> bool:
-        """Whether DoRA's magnitudes are those of the weight's columns."""
+        """Whether DoRA's magnitudes are those of the columns, of all that is `stacked`."""
         return self.shapes.get("magnitude") == (1, self.source.shape[1])
 
+    def of_stacked(self) -> list[Change]:
+        """Returns the changes of all weights that the file has as one matrix, in order; this is one of them."""
+        ends = accumulate(source.shape[0] for source in self.stacked)
+        return [
+            replace(self, layer=layer_of(source), source=source, rows=slice(end - source.shape[0], end))
+            for source, end in zip(self.stacked, ends, strict=True)
+        ]
+
     def elements_on_rank(self, tp: int) -> int:
-        """Counts the numbers that each of `tp` ranks holds of it, in the forms of `engine.lora.deltas`."""
+        """Counts the numbers that each of `tp` ranks holds of it, in the forms of `engine.lora.deltas`; of a Kronecker
+        product those of the rank that holds the most."""
         (rows, columns), shapes = self.source.shard_shape(tp), self.shapes
+        by_row = "magnitude" in shapes and not self.by_column
         matrices = rows * columns
         if self.family is Family.BIAS:
             matrices = 0
-        elif self.family is Family.LORA and not self.by_column:
+        elif self.by_column:
+            pass
+        elif self.family is Family.LORA:
             matrices = shapes["down"][0] * (rows + columns)
-        elif self.family is Family.LOHA and not self.by_column:
+        elif self.family is Family.LOHA:
             matrices = min(shapes["hada_w1_b"][0] * shapes["hada_w2_b"][0] * (rows + columns), matrices)
-        elif self.family is Family.LOKR and not self.by_column:
-            matrices = sum(math.prod(lokr_factor(shapes, part)) for part in ("lokr_w1", "lokr_w2"))
-        return matrices + rows * sum(role in self.tensors for role in ("magnitude", "diff_b"))
+        elif self.family is Family.LOKR:
+            block = lokr_factor(shapes, "lokr_w2")
+            shares = [self.source.shard_bounds(rank, tp) for rank in range(tp)]
+            blocks = [
+                blocks_of(shifted(rows_, self.rows.start), block[0]) * blocks_of(columns_, block[1])
+                for rows_, columns_ in shares
+            ]
+            matrices = max(blocks) + math.prod(block) + rows * by_row
+        return matrices + rows * (by_row + ("diff_b" in shapes))
+
+
+def shifted(part: slice, by: int) -> slice:
+    """Returns the slice that begins and ends `by` later."""
+    return slice(part.start + by, part.stop + by)
+
+
+def blocks_of(part: slice, length: int) -> int:
+    """Counts the blocks of this length that a slice touches."""
+    return -(-part.stop // length) - part.start // length
+
+
+def layer_of(source: Source) -> str:
+    """Returns the name of the layer that a weight is of."""
+    return source.name.removesuffix(".weight")
 
 
 def family_of(shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) -> Family:

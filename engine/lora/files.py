@@ -130,7 +130,7 @@ def _changes(
 ) -> Iterator[Change]:
     layers = names.resolve(path)
     assert layers is not None
-    sources = [names.layers[layer] for layer in layers]
+    sources = tuple(names.layers[layer] for layer in layers)
     shapes = {role: file.headers[name].shape for role, name in tensors.items()}
     for name in tensors.values():
         if file.headers[name].dtype not in FLOAT_BYTES:
@@ -146,10 +146,8 @@ def _changes(
         raise _error(file, f"{shorten(path)}: {misfit}{hint}") from None
     rank = rank_of(shapes)
     scale = 1.0 if rank is None else alphas.scale(path, tensors.get("alpha"), rank)
-    start = 0
-    for layer, source in zip(layers, sources, strict=True):
-        yield Change(file, layer, source, family, tensors, shapes, slice(start, start + source.shape[0]), scale)
-        start += source.shape[0]
+    first = Change(file, layers[0], sources[0], family, tensors, shapes, sources, slice(0, sources[0].shape[0]), scale)
+    yield from first.of_stacked()
 
 
 class _Alphas:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
-from engine.checkpoint.files.stored import Bounds, StoredTensor, whole
+from engine.checkpoint.files.stored import Bounds, StoredTensor
 from engine.checkpoint.layouts.tensors import Source
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LoraError
-from engine.lora.deltas import norm_factors, read_delta, read_vector
+from engine.lora.deltas import Changed, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import open_adapter
 from engine.parallel.group import LocalGroup
@@ -22,7 +22,7 @@ _CPU = torch.device("cpu")
 class MergedWeights:
     """Adds adapters to the transformer's weights in float32, before anything is rounded or quantised. See `Weights`.
 
-    Each rank reads the slices that it keeps, but for DoRA, whose norms are those of whole matrices.
+    Each rank reads the slices that it keeps, but for DoRA, whose norms are those of whole rows, or columns.
     """
 
     def __init__(self, weights: Weights, engine: EngineConfig) -> None:
@@ -67,7 +67,7 @@ class MergedWeights:
                 "quantization none",
                 parameter="merge_loras",
             )
-        return _Merged(stored, kind, changes)
+        return _Merged(stored, kind, changes, lambda source: self._weights.stored(component, source))
 
     def close(self) -> None:
         self._weights.close()
@@ -78,9 +78,16 @@ class MergedWeights:
 class _Merged(StoredTensor):
     """Reads a layer's weight or bias in float32, with what adapters change of it, each times its strength."""
 
-    def __init__(self, base: StoredTensor, kind: str, changes: Sequence[tuple[Change, float]]) -> None:
+    def __init__(
+        self,
+        base: StoredTensor,
+        kind: str,
+        changes: Sequence[tuple[Change, float]],
+        unchanged: Callable[[Source], StoredTensor],
+    ) -> None:
+        """unchanged: gives any weight as it is in the checkpoint."""
         self.file, self.name, self.shape, self.format = base.file, base.name, base.shape, base.format
-        self._base, self._kind, self._changes = base, kind, changes
+        self._base, self._kind, self._changes, self._unchanged = base, kind, changes, unchanged
 
     def size(self, bounds: Bounds) -> int:
         return self._base.size(bounds)
@@ -111,12 +118,23 @@ class _Merged(StoredTensor):
         """Returns W' − W of a slice, whose own values are `base`, in its shape."""
         if self._kind == "bias":
             return read_vector(change, "diff_b", bounds[0], _CPU)
-        has_norms = "magnitude" in change.tensors  # which are those of the whole matrix
-        read = whole(self.shape) if has_norms else bounds
-        delta = read_delta(change, read, _CPU)
+        if "magnitude" in change.tensors:
+            return self._renormed(change, bounds) - base
+        delta = read_delta(change, bounds, _CPU)
         assert delta is not None
-        if has_norms:
-            changed = self._base.read(read).float() + delta.dense()
-            changed *= norm_factors(change, changed, read, LocalGroup())
-            return changed[bounds] - base
         return delta.dense() - base if change.family is Family.REPLACEMENT else delta.dense()
+
+    def _renormed(self, change: Change, bounds: Bounds) -> torch.Tensor:
+        """Returns a slice of W' for DoRA, whose norms are those of whole rows or, of all that is stacked, columns."""
+        stacked = change.of_stacked() if change.by_column else [change]
+        whole = []
+        for each in stacked:
+            read = (slice(0, each.source.shape[0]), bounds[1])
+            if not change.by_column:
+                read = (bounds[0], slice(0, each.source.shape[1]))
+            delta = read_delta(each, read, _CPU)
+            assert delta is not None
+            whole.append(Changed(each, read, self._unchanged(each.source).read(read).float() + delta.dense()))
+        own = stacked.index(change)
+        renormed = whole[own].values * norm_factors(whole, LocalGroup())[own]
+        return renormed[bounds[0]] if change.by_column else renormed[:, bounds[1]]

@@ -35,7 +35,7 @@ def test_shapes_fit_or_are_a_misfit(shapes: dict[str, tuple[int, ...]]) -> None:
     assert rank is None or rank > 0
     source = Source("first.weight", (HEIGHT, COLUMNS), "first.weight", ROWS)
     tensors = {role: role for role in shapes}
-    change = Change(cast(Any, None), "first", source, family, tensors, shapes, slice(0, HEIGHT), 1.0)
+    change = Change(cast(Any, None), "first", source, family, tensors, shapes, (source,), slice(0, HEIGHT), 1.0)
     stored = sum(math.prod(shape) for shape in shapes.values())
     assert 0 <= change.elements_on_rank(1) <= max(stored, HEIGHT * COLUMNS) + 2 * HEIGHT
     assert family is not Family.BIAS or "diff_b" in shapes
