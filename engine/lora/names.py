@@ -23,8 +23,9 @@ _ROLES = {
     **{role: role for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
     **{role: role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{role: role for role in ("alpha", "diff", "diff_b", "set_weight")},
+    "lora_alpha": "alpha",
 }
-_BARE = ("alpha", "diff", "diff_b", "set_weight")  # nothing follows these
+_BARE = ("alpha", "lora_alpha", "diff", "diff_b", "set_weight")  # nothing follows these
 # After others PEFT writes the adapter's name, `default` if it has no other; `weight` comes last where the tensor is a
 # module's, and is left out where it is a parameter of the layer's own.
 _ENDING = re.compile(
@@ -38,8 +39,8 @@ _PREFIXES = ("base_model", "model", "net", "transformer", "diffusion_model", "un
 _DOTTED_PREFIXES = re.compile(r"^(?:(?:{})\.)+".format("|".join(_PREFIXES)))
 _FLAT_PREFIX = re.compile(r"(?:{})_".format("|".join(_PREFIXES)))
 _FLAT_STARTS = re.compile(r"(?:lora_unet|lora|lycoris)_+")
-# Of torch.compile, DDP, FSDP and activation checkpointing, which may wrap any part of a model, a block for instance.
-_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![^._])module)[._]")
+# Of torch.compile, DDP, FSDP and activation checkpointing, Krea's own too: any part of a model may be wrapped.
+_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![^._])(?:module|block))[._]")
 _LONGEST_PATH = 300  # characters, several times that of a layer's name
 _TEXT_ENCODER_PREFIXES = ("text_encoder", "lora_te", "lycoris_te", "te.", "te1.", "te2.", "conditioner.")
 _OTHER_MODELS = (  # by what only their names contain

@@ -206,13 +206,14 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
 
     Returns these bytes, too. Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
     """
-    from launcher.requests.lora_files import describe_skipped, open_lora, parse_lora
+    from launcher.requests.lora_files import describe_scales, describe_skipped, open_lora, parse_lora
 
     lora = parse_lora(text)
     opened = open_lora(lora.path, _read(config).config, lenient=config.lora_lenient)
     size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
     layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
-    line = f"{lora.path}: {opened.family}, changes {layers}, {_megabytes(size)} on each rank"
+    parts = [opened.family, f"changes {layers}", describe_scales(opened), f"{_megabytes(size)} on each rank"]
+    line = f"{lora.path}: {', '.join(filter(None, parts))}"
     return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
 
 

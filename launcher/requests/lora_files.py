@@ -152,6 +152,16 @@ def check_name(name: str, parameter: str = "name") -> str:
     return name
 
 
+def describe_scales(opened: AdapterFile) -> str:
+    """Say what a LoRA is multiplied by at strength 1, and which place says so; empty for what has no scale."""
+    parts = []
+    for place, scales in opened.scales.items():
+        low, high = f"{min(scales):.4g}", f"{max(scales):.4g}"
+        layers = f" in {len(scales)}" if len(opened.scales) > 1 else ""
+        parts.append(f"{low if low == high else f'{low} to {high}'}{layers} ({place or 'no alpha given'})")
+    return f"scale {', '.join(parts)}" if parts else ""
+
+
 def describe_skipped(opened: AdapterFile) -> str:
     """Say in a few words what lenient reading has left out."""
     shown = ", ".join(printable(key[:_SHOWN_CHARACTERS]) for key in opened.skipped[:_SHOWN_KEYS])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ class FakeAdapter:
     family: str = "LoRA"
     skipped: tuple[str, ...] = ()
     is_finite: bool = True
+    scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
         return self.size // tp

@@ -120,9 +120,16 @@ def write_scheme(file: Path, folder: Path, change: Mapping[str, LowRank], scheme
     return write(file, SCHEMES[scheme](change, natives))
 
 
-def write(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, object] | None = None) -> Path:
-    header = None if metadata is None else {"lora_adapter_metadata": json.dumps(metadata)}
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file, header)
+def write(
+    file: Path,
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, object] | None = None,
+    header: Mapping[str, str] | None = None,
+) -> Path:
+    """metadata: PEFT's config in the header; header: whatever else that says."""
+    config = {} if metadata is None else {"lora_adapter_metadata": json.dumps(metadata)}
+    contiguous = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(contiguous, file, {**config, **(header or {})} or None)
     return file
 
 

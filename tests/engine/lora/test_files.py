@@ -230,6 +230,7 @@ def test_the_first_place_that_says_an_alpha_counts(tmp_path: Path, config: Model
 
 def test_anothers_peft_config_in_the_folder_does_not_count(tmp_path: Path, config: ModelConfig) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))
+    write(tmp_path / "adapter_model.safetensors", pair(QUERY))
     assert scale_of(open_adapter(write(tmp_path / "other.safetensors", pair(QUERY)), config)) == 1
 
 

@@ -17,7 +17,7 @@ MODULES = linear_modules(KREA2.transformer)
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "module.", "_orig_mod.", "net.")
 DOTTED = st.lists(st.sampled_from(PREFIXES), max_size=4).map("".join)
 FLAT = ("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_", "lora_")
-WRAPPERS = ("", "_orig_mod.", "module.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+WRAPPERS = ("", "_orig_mod.", "module.", "block.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
 ROLES = {
     "down": tuple(
         f"{name}{adapter}{weight}"
@@ -26,7 +26,7 @@ ROLES = {
         for weight in ("", ".weight")
     ),
     "up": ("lora_B", "lora_B.weight", "lora_B.default", "lora_B.default.weight", "lora_up.weight", "lora.up"),
-    "alpha": ("alpha",),
+    "alpha": ("alpha", "lora_alpha"),
     "lokr_w1": ("lokr_w1", "lokr_w1.default"),
     "lokr_w2_b": ("lokr_w2_b",),
     "hada_w1_a": ("hada_w1_a",),

@@ -132,6 +132,20 @@ def test_alpha_of_the_header(
     assert relative_error(of_engine(REQUEST, [(file, 0.3)]), reference) <= TOLERANCE
 
 
+def test_the_header_of_kreas_trainer(
+    turbo: Path, files: Callable[..., Path], of_engine: OfEngine, tmp_path: Path
+) -> None:
+    """Its tensors are those that a converter for diffusers has multiplied with alpha / rank · lora_scale."""
+    header = {"rank": "4", "lora_alpha": "2.0", "lora_scale": "0.75"}
+    file = write(tmp_path / "krea.safetensors", load_file(files("9 Krea's trainer")), header=header)
+    change = {layer: (down, up * 0.375) for layer, (down, up) in draw_low_rank(layer_shapes(turbo)).items()}
+    tensors = {f"transformer.{layer}.lora_A.weight": down for layer, (down, _) in change.items()}
+    tensors |= {f"transformer.{layer}.lora_B.weight": up for layer, (_, up) in change.items()}
+    reference = of_diffusers(turbo, REQUEST, [(write(tmp_path / "converted.safetensors", tensors), 1.0)])
+    for tp in DEGREES:
+        assert relative_error(of_engine(REQUEST, [(file, 1.0)], tp=tp), reference) <= TOLERANCE, tp
+
+
 def test_dora_as_peft_writes_and_computes_it(
     turbo: Path, tmp_path: Path, files: Callable[..., Path], of_engine: OfEngine
 ) -> None:

@@ -199,4 +199,4 @@ def test_mistakes_are_one_line_and_exit_code_2_before_anything_starts(
 def test_info_checks_a_file(krea2: Krea2, folder: Path) -> None:
     code, stdout, _ = krea2("info", "demo", "--lora", f"{folder}/two.safetensors", "--tp", "2")
     assert code == 0
-    assert f"{folder}/two.safetensors: LoRA, changes 72 layers, 0." in stdout
+    assert f"{folder}/two.safetensors: LoRA, changes 72 layers, scale 1.5 (alpha tensors), 0." in stdout

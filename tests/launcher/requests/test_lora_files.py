@@ -15,8 +15,8 @@ from engine.errors import ArgumentError, LoraError
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits
 from launcher.requests import lora_files
-from launcher.requests.lora_files import open_lora, parse_lora, with_loras
-from tests.launcher.lora_stand_in import fake_adapters, write_adapter
+from launcher.requests.lora_files import describe_scales, open_lora, parse_lora, with_loras
+from tests.launcher.lora_stand_in import FakeAdapter, fake_adapters, write_adapter
 
 __all__ = ["fake_adapters"]
 pytestmark = pytest.mark.usefixtures("fake_adapters")
@@ -81,6 +81,19 @@ def test_lenient_reading_warns_of_what_it_skips(tmp_path: Path, demo: ModelConfi
     _, (warning,) = with_loras(lenient, demo, [str(a)], lora_dir=None, merge=False)
     assert "skipped: \\x1b[31m\\nerror: , kkk" in warning
     assert len(warning) < 1000
+
+
+@pytest.mark.parametrize(
+    ("scales", "words"),
+    [
+        ({}, ""),
+        ({"": (1.0,)}, "scale 1 (no alpha given)"),
+        ({"the header's lora_alpha": (0.5, 0.5)}, "scale 0.5 (the header's lora_alpha)"),
+        ({"alpha tensors": (2.0, 0.25), "": (1.0,)}, "scale 0.25 to 2 in 2 (alpha tensors), 1 in 1 (no alpha given)"),
+    ],
+)
+def test_where_a_scale_is_from(scales: dict[str, tuple[float, ...]], words: str) -> None:
+    assert describe_scales(FakeAdapter("a", scales=scales)) == words  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
