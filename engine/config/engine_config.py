@@ -45,7 +45,9 @@ class EngineConfig:
     transformer: str | None = _part("Transformer: a file (safetensors or GGUF, whole or quantised) or a folder.")
     text_encoder: str | None = _part("Text encoder, Qwen3-VL-4B: a file or a folder.")
     vae: str | None = _part("Qwen-Image VAE: a file or a folder.")
-    tokenizer: str | None = _part("Tokenizer of the text encoder: tokenizer.json or its folder.")
+    tokenizer: str | None = _part(
+        "Tokenizer of the text encoder: tokenizer.json, or vocab.json beside merges.txt, or the folder of either."
+    )
     tp: int = one_of(
         PARALLEL_DEGREES,
         1,

@@ -113,7 +113,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
     checkpoint = _read(config)
     model = checkpoint.config
     model.check_parallel(config.tp, config.sp)
-    PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
+    tokenizer = PromptTokenizer(checkpoint.tokenizer, model.text_encoder.vocab_size)
     bytes_per_element = 4 if config.dtype == "float32" else 2
     components = summarize(checkpoint, config, bytes_per_element)
     files = []
@@ -146,6 +146,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
         "",
         *files,
         f"  {'tokenizer':<14}{checkpoint.tokenizer}",
+        f"  {'':<14}{', '.join(tokenizer.files.by_name())}: {tokenizer.tokens:,} tokens",
         "",
         f"{'parameters that inference needs':<34}" + "".join(f"{f'rank {rank}':>12}" for rank in range(config.ranks)),
     ]

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 _INDEX = "model_index.json"
 _FOLDERS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 # A repository's root may hold the transformer once more, as a single file.
-_PATTERNS = [_INDEX, "LICENSE*", *(f"{folder}/*.{kind}" for folder in _FOLDERS for kind in ("json", "safetensors"))]
+_PATTERNS = [
+    _INDEX,
+    "LICENSE*",
+    "tokenizer/merges.txt",
+    *(f"{folder}/*.{kind}" for folder in _FOLDERS for kind in ("json", "safetensors")),
+]
 _REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _ANSWER_S = 10.0  # seconds for the hub to say what a repository holds
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.tokenizer_files import find_tokenizer
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
 from engine.errors import ArgumentError, CheckpointError
 
-_NEEDED = ("transformer/config.json", "text_encoder/config.json", "vae/config.json", "tokenizer/tokenizer.json")
+_NEEDED = ("transformer/config.json", "text_encoder/config.json", "vae/config.json")
 _WEIGHTS = ("transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
 _SPLIT = "tp-*/rank-*"
 _FLOATS = {"F64", "F32", "F16", "BF16"}
@@ -45,6 +46,10 @@ def check_folder(folder: Path, name: str) -> None:
     if any(folder.glob(_SPLIT)) and not any((folder / "transformer").glob("*.safetensors*")):
         raise _refused(name, f"was split for ranks (--layout sharded), which diffusers cannot load; {_FOLDER}")
     lacking = [file for file in _NEEDED if not (folder / file).is_file()]
+    try:
+        find_tokenizer(folder / "tokenizer")
+    except CheckpointError as error:
+        lacking.append(f"a tokenizer ({error.message})")
     for stem in _WEIGHTS:  # one file, or the index of its shards
         if not any((folder / f"{stem}.safetensors{end}").is_file() for end in ("", ".index.json")):
             lacking.append(f"{stem}.safetensors")

@@ -23,6 +23,7 @@ from engine.checkpoint.layouts.presharded import FULL_PRECISION, component_file
 from engine.checkpoint.layouts.tensors import sources_by_parameter
 from engine.checkpoint.load import LoadOptions, read_parameter
 from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, INT8, MXFP8, NVFP4
+from engine.checkpoint.tokenizer_files import find_tokenizer
 from engine.errors import ArgumentError
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
@@ -47,7 +48,6 @@ _TEXT_ENCODER_PREFIX = "language_model."  # of Qwen3VLModel's language part, whi
 _MOST_PARTS = 3  # of a weight in a native file: itself and its scales
 _GROUPS = (256, 64, 16)  # columns that ConvRot rotates together, the largest first
 _LONGEST_PREFIX = 100  # characters
-_LARGEST_COPY = 64 * 2**20  # bytes of a file beside the weights, such as tokenizer.json
 
 Report = Callable[[], None]
 
@@ -226,10 +226,6 @@ def _write_small_files(checkpoint: CheckpointFiles, folder: Path) -> None:
     for name, content in config_files(checkpoint.config).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(json.dumps(content, indent=2) + "\n")
-    tokenizer = checkpoint.tokenizer
-    files = [tokenizer] if tokenizer.is_file() else sorted(path for path in tokenizer.iterdir() if path.is_file())
     (folder / "tokenizer").mkdir()
-    for file in files:
-        name = "tokenizer.json" if tokenizer.is_file() else file.name
-        if file.stat().st_size <= _LARGEST_COPY:
-            shutil.copyfile(file, folder / "tokenizer" / name)
+    for name, file in find_tokenizer(checkpoint.tokenizer).by_name().items():
+        shutil.copyfile(file, folder / "tokenizer" / name)
