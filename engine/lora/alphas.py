@@ -6,11 +6,9 @@ It is alpha / rank (arXiv 2106.09685, section 4.1), and each trainer writes alph
 from __future__ import annotations
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,9 +18,9 @@ from engine.config.bounded_json import read_json
 from engine.config.json_fields import read_json_object
 from engine.errors import LoraError, printable
 from engine.lora.families import rank_of
+from engine.lora.folders import PEFT_CONFIG, PEFT_WEIGHTS, safetensors_in
 from engine.lora.names import shorten, strip_prefixes
 
-PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # By dtype: the integer type of the same width, and its exponent bits, which are all set in a number that is not finite.
 EXPONENTS: dict[str, tuple[str, int]] = {
     "F64": ("<u8", 0x7FF0000000000000),
@@ -43,7 +41,6 @@ _LONGEST_NUMBER = 64  # characters
 _NOT_GIVEN = ("", "None", "null")
 # With these PEFT takes off the model's weights what an adapter begins with, which its file does not say.
 _INITS_THAT_CHANGE_THE_MODEL = ("pissa", "olora", "corda", "loftq", "lora_ga")
-_MOST_ENTRIES = 1000  # of a folder that are looked at
 
 
 class Alphas:
@@ -189,19 +186,9 @@ def _peft_config(file: TensorFile, groups: Mapping[str, Any]) -> tuple[Mapping[s
     # a config that belongs to another file of the folder must not change this one's strength
     config = file.path.parent / PEFT_CONFIG
     is_from_peft = file.path.name == PEFT_WEIGHTS or any(path.startswith("base_model.model.") for path in groups)
-    if config.exists() and (is_from_peft or _is_alone(file)):
+    if config.exists() and (is_from_peft or safetensors_in(config.parent) == [file.path.name]):
         return read_json_object(config), PEFT_CONFIG
     return {}, ""
-
-
-def _is_alone(file: TensorFile) -> bool:
-    """Whether no other file of its folder could be the one that a config there is for."""
-    try:
-        with os.scandir(file.path.parent) as entries:
-            names = [entry.name for entry in islice(entries, _MOST_ENTRIES)]
-    except OSError:
-        return False
-    return len(names) < _MOST_ENTRIES and [name for name in names if name.endswith(".safetensors")] == [file.path.name]
 
 
 def _error(file: TensorFile, message: str) -> LoraError:

@@ -15,8 +15,9 @@ from engine.checkpoint.files.stored import FLOAT_BYTES, TensorFile
 from engine.config.bounded_json import FILE_LIMITS
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError, LoraError, printable
-from engine.lora.alphas import EXPONENTS, PEFT_WEIGHTS, Alphas
+from engine.lora.alphas import EXPONENTS, Alphas
 from engine.lora.families import Change, Misfit, family_of
+from engine.lora.folders import file_in
 from engine.lora.names import LayerNames, layer_names, shorten, split_key
 
 _QWEN_IMAGE_WIDTH = 3072  # of its blocks
@@ -27,17 +28,14 @@ _LIMITS = FILE_LIMITS._replace(values=1 << 16)
 
 
 def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False) -> AdapterFile:
-    """Opens a safetensors file, or a PEFT folder, and finds out what it changes.
+    """Opens a safetensors file, or the one that `file_in` finds in a folder, and finds out what it changes.
 
     lenient: leave out tensors that are for no layer of Krea 2. Raises `LoraError` for a file that is damaged or for
     another model, a tensor that is for no layer, a layer whose tensors are incomplete or do not fit it, and one that is
     changed twice.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / PEFT_WEIGHTS
     try:
-        file = open_tensor_file(path, _LIMITS)
+        file = open_tensor_file(file_in(path), _LIMITS)
         if isinstance(file, ShardedFile):  # its shards may lie outside the folders that clients may load from
             raise _error(file, "is the index of several files: a LoRA is one")
         return AdapterFile(file, layer_names(config.transformer), lenient)

@@ -219,9 +219,10 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
 
 
 def _lora_file(text: str) -> Path:
-    from launcher.requests.lora_files import file_in, parse_lora
+    from engine.lora.folders import file_in
+    from launcher.requests.lora_files import parse_lora
 
-    return Path(file_in(parse_lora(text).path))
+    return file_in(parse_lora(text).path)
 
 
 def _hashes(files: Mapping[str, Sequence[Path]]) -> Iterator[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from engine.config.model_config import ModelConfig
@@ -47,7 +47,8 @@ def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
     registry, lenient = LoraRegistry(config.limits.max_loras), config.engine.lora_lenient
     for lora in config.loras:
         opened = open_lora(lora.path, model, lenient=lenient, values=False)
-        path, file = str(Path(lora.path).resolve()), shown_file(lora.path, config.lora_dir)
+        # not resolved: beside a link's target, as in the hub's cache, there is no config that could say the scale
+        path, file = os.path.abspath(opened.path), shown_file(lora.path, config.lora_dir)
         registry.reserve(lora.name)
         registry.add(lora.name, opened, path=path, file=file, strength=lora.strength, lenient=lenient)
     for merged, strength in config.engine.merge_loras:

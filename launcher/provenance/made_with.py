@@ -9,8 +9,8 @@ from typing import Any
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles, repository_of
 from engine.config.engine_config import EngineConfig
+from engine.lora.folders import file_in
 from launcher.provenance.file_hashes import FileHash, FileHashes
-from launcher.requests.lora_files import file_in
 
 _IN_HUB_CACHE = re.compile(r"models--.+--(?P<name>.+)/snapshots/[^/]+")
 
@@ -24,7 +24,7 @@ class MadeWith:
         self._files = {
             part: [self.hashes.want(file) for file in files] for part, files in component_files(checkpoint).items()
         }
-        self._merged = [(self.hashes.want(Path(file_in(path))), strength) for path, strength in engine.merge_loras]
+        self._merged = [(self.hashes.want(file_in(path)), strength) for path, strength in engine.merge_loras]
 
     def described(self, loras: Mapping[str, FileHash]) -> dict[str, Any]:
         """Return what `infotext` and readers of the JSON find: `model`, `variant`, `hashes` of the files of each

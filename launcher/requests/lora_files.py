@@ -17,13 +17,13 @@ from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError, LoraError, printable
 from engine.lora.files import AdapterFile, open_adapter
+from engine.lora.folders import file_in
 from launcher.messages.configs import FrontendConfig, LoraFile
 from launcher.requests.check import check_strength
 from launcher.requests.rank_memory import RankMemory
 
 MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4 GiB
 MAX_NAME = 100  # characters
-_PEFT_FILE = "adapter_model.safetensors"
 _SHOWN_KEYS, _SHOWN_CHARACTERS = 3, 120
 _LONGEST_PATH = 4096  # what Linux takes
 _WITH_STRENGTH = re.compile(r"(?P<path>.+):(?P<strength>[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+))", re.DOTALL)
@@ -86,11 +86,11 @@ def with_loras(
 
 
 def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = True) -> AdapterFile:
-    """Read a file, or PEFT's folder, and check names, shapes and, with `values`, that these are finite.
+    """Read a file, or the one of a folder, and check names, shapes and, with `values`, that these are finite.
 
     What is returned is closed: it knows what the file holds. Raises `LoraError`.
     """
-    file = file_in(path)
+    file = str(file_in(path))
     try:
         os.path.realpath(file).encode()  # as ranks and clients are told of it, who take UTF-8 alone
         found = os.stat(file)
@@ -111,23 +111,33 @@ def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = Tr
 
 
 def path_inside(folder: str, path: str) -> str:
-    """Resolve what a client may load: one of `DEMO_LORAS`, or a file in the folder that no link leads out of.
+    """Resolve what a client may load: one of `DEMO_LORAS`, or a file in the folder, or in one that this holds, that no
+    link leads out of. The file keeps the name that it has there, beside which its config lies.
 
-    Raises `ArgumentError`, which tells nothing of what lies outside of the folder.
+    Raises `ArgumentError`, and `LoraError` for a folder without a LoRA, which tell nothing of what lies outside.
     """
     if path in DEMO_LORAS:
         return os.path.realpath(DEMO_LORAS[path])
     root = os.path.realpath(folder)
     fits = 0 < len(path) <= _LONGEST_PATH and "\0" not in path
     if fits and not os.path.isabs(path) and ".." not in Path(path).parts:
-        real = os.path.realpath(file_in(os.path.join(root, path)))
-        if real != root and os.path.commonpath((root, real)) == root:
-            return real
+        given = os.path.normpath(os.path.join(root, path))
+        if _is_inside(root, given):
+            try:
+                file = file_in(given)
+            except LoraError as error:
+                raise LoraError(error.message.replace(printable(given), printable(path))) from None
+            if _is_inside(root, str(file)) and os.path.realpath(file) != root:
+                return os.path.join(os.path.realpath(file.parent), file.name)
     raise ArgumentError.of("path", "relative to the server's --lora-dir, and a file in there", path)
 
 
+def _is_inside(root: str, path: str) -> bool:
+    return os.path.commonpath((root, os.path.realpath(path))) == root
+
+
 def shown_file(path: str, folder: str | None) -> str:
-    """Name a LoRA's file, or PEFT's folder, as people are told of it, whoever loads it: one of `DEMO_LORAS` as there,
+    """Name a LoRA's file, or folder, as people are told of it, whoever loads it: one of `DEMO_LORAS` as there,
     one in the folder that clients may load from relative to that, any other by its bare name."""
     for name, file in DEMO_LORAS.items():
         if path == str(file):
@@ -136,11 +146,6 @@ def shown_file(path: str, folder: str | None) -> str:
     real = Path(os.path.realpath(above), name)  # what a link is called, not what it leads to
     root = None if folder is None else Path(os.path.realpath(folder))
     return name if root is None or root not in real.parents else str(real.relative_to(root))
-
-
-def file_in(path: str) -> str:
-    """The adapter's file, if the path is a folder as PEFT writes it."""
-    return os.path.join(path, _PEFT_FILE) if os.path.isdir(path) else path
 
 
 def check_name(name: str, parameter: str = "name") -> str:

@@ -30,13 +30,17 @@ def test_files_that_are_no_loras_are_refused_and_the_name_stays_free(run_folder:
         (tmp_path / "folder").mkdir()
         write_adapter(tmp_path / "fine.safetensors")
         write_adapter(tmp_path / "peft" / "adapter_model.safetensors")
+        write_adapter(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors")
+        for name in ("a", "b"):
+            write_adapter(tmp_path / "styles" / f"{name}.safetensors")
         async with engine(run_folder, tmp_path) as (fakes, client):
             for path, message in (
                 ("text.safetensors", "text.safetensors: is not a Krea 2 LoRA"),
                 ("nan.safetensors", "a.lora_A.weight: holds values that are not finite"),
                 ("more.safetensors", "tensors that are for no layer of Krea 2: x.lora_A.weight"),
                 ("pipe.safetensors", "pipe.safetensors: is not a file"),
-                ("folder", "No such file or directory"),
+                ("folder", "^folder: is a folder without a safetensors file"),
+                ("styles", "^styles: is a folder of several files: name one of a.safetensors, b.safetensors$"),
                 ("missing.safetensors", "No such file or directory"),
                 ("x" * 300, "File name too long"),
             ):
@@ -46,6 +50,7 @@ def test_files_that_are_no_loras_are_refused_and_the_name_stays_free(run_folder:
             assert fakes.ranks[0].steps == []
             await client.load_lora("style", "fine.safetensors")
             await client.load_lora("from peft", "peft")
+            await client.load_lora("from diffusers", "diffusers/")
 
     run(test())
 
@@ -61,6 +66,7 @@ def test_nothing_outside_of_the_folder_can_be_loaded_or_found_out(run_folder: Pa
         (folder / "dangling.safetensors").symlink_to(tmp_path / "missing.safetensors")
         (folder / "loop.safetensors").symlink_to("loop.safetensors")
         (folder / "inside.safetensors").symlink_to("mine.safetensors")
+        (folder / "others").symlink_to(tmp_path / "loras-of-others")
         (folder / "peft").mkdir()
         (folder / "peft" / "adapter_model.safetensors").symlink_to(tmp_path / "secret.safetensors")
         async with engine(run_folder, folder) as (fakes, client):
@@ -74,6 +80,7 @@ def test_nothing_outside_of_the_folder_can_be_loaded_or_found_out(run_folder: Pa
                 "out/secret.safetensors",
                 "link.safetensors",
                 "dangling.safetensors",
+                "others",
                 "peft",
                 "mine.safetensors\0",
                 "",
@@ -128,11 +135,14 @@ def test_a_file_is_called_the_same_whoever_loads_it(
     started += [LoraFile(name="-demo", path=str(shipped)), elsewhere]
 
     async def test() -> None:
-        async with engine(run_folder, folder, loras=tuple(started)) as (_, client):
+        async with engine(run_folder, folder, loras=tuple(started)) as (fakes, client):
             for path in (*paths, "demo-outlined"):
                 await client.load_lora(path[:3], f"./{path}" if path in paths else path)
             files = [lora.file for lora in (await client.loras()).loras]
             assert files == [*paths, "demo-outlined", "elsewhere.safetensors", *paths, "demo-outlined"]
+            # where a link lies, and not what it leads to: beside it is what says its scale
+            own = ["ink", "link", "adapter_model", "outlined"]
+            assert list(fakes.ranks[0].loaded.values()) == [*own, "elsewhere", *own]
 
     run(test())
 
