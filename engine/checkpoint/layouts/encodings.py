@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 from engine.checkpoint.files.gguf_file import GgufFile
 from engine.checkpoint.files.stored import FLOAT_BYTES, INT8_GROUP, Bounds, PlainTensor, StoredTensor, TensorFile
 from engine.checkpoint.layouts.names import DEAD_TENSORS
-from engine.checkpoint.quantized import metadata, scaled
+from engine.checkpoint.quantized import foreign, metadata, scaled
+from engine.checkpoint.quantized.bitsandbytes import BNB_4BIT, BNB_8BIT, FourBitMatrix, LlmInt8Matrix
+from engine.checkpoint.quantized.grouped import Fp8Squares, Int8Squares, W4A8Matrix, square_of
+from engine.checkpoint.quantized.tiled import Mxfp8Matrix, Nvfp4Matrix
 from engine.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -18,27 +21,49 @@ if TYPE_CHECKING:
 # Kinds of companions: what the last part of their name is. Kinds that no format here knows are listed too: a weight
 # must not be read without them.
 _KINDS = (metadata.BLOB, "weight_scale", "input_scale", "weight_scale_2", "pre_quant_scale", "weight_scale_inv")
-_UNKNOWN_KINDS = ("weight_zero_point", "weight_s_rel", "weight_s_channel", "weight_codebook", "weight_correction")
+_W4A8_KINDS = W4A8Matrix.kinds
+_UNKNOWN_KINDS = (
+    *("weight_zero_point", "output_scale", "int4_awq_scales"),
+    *("int4_group_scale_ratio", "int4_stabilizer_l1", "int4_stabilizer_l2"),
+)
 _OLD_KINDS = {"scale_weight": "weight_scale", "scale_input": "input_scale"}  # ComfyUI's fp8 files of 2024 and 2025
-_COMPANIONS = {kind: kind for kind in (*_KINDS, *_UNKNOWN_KINDS)} | _OLD_KINDS
+_COMPANIONS = {kind: kind for kind in (*_KINDS, *_W4A8_KINDS, *LlmInt8Matrix.kinds, *_UNKNOWN_KINDS)} | _OLD_KINDS
+# Those whose names go on after the weight's own: bitsandbytes', and optimum-quanto's, in whose files the weight itself
+# is one of them (https://github.com/huggingface/optimum-quanto, `tensor/weights/qbytes.py`).
+_UNDER_WEIGHT = {kind: kind for kind in FourBitMatrix.kinds} | {"_scale": "weight_scale"}
+_BNB_STATE = ".weight.quant_state.bitsandbytes__"
+_QUANTO_WEIGHT = ".weight._data"
 _OLD_FP8_MARKER = "scaled_fp8"
+_INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 
+QUANTO_INT8, QUANTO_FP8 = "quanto int8", "quanto float8"
 _CLASSES: dict[str, type[scaled.QuantizedMatrix]] = {
     metadata.FLOAT8_E4M3: scaled.Fp8Matrix,
+    metadata.FLOAT8_ROWS: scaled.Fp8Matrix,
+    metadata.FLOAT8_BLOCKS: Fp8Squares,
     metadata.FLOAT8_E5M2: scaled.E5m2Matrix,
     metadata.INT8: scaled.Int8Matrix,
+    metadata.INT8_BLOCKS: Int8Squares,
+    metadata.INT4: scaled.W4A4Matrix,
     metadata.W4A4: scaled.W4A4Matrix,
-    metadata.MXFP8: scaled.Mxfp8Matrix,
-    metadata.NVFP4: scaled.Nvfp4Matrix,
+    metadata.W4A8: W4A8Matrix,
+    metadata.MXFP8: Mxfp8Matrix,
+    metadata.NVFP4: Nvfp4Matrix,
+    BNB_4BIT: FourBitMatrix,
+    BNB_8BIT: LlmInt8Matrix,
+    QUANTO_INT8: scaled.Int8Matrix,
+    QUANTO_FP8: scaled.Fp8Matrix,
 }
+_QUANTO = {"I8": QUANTO_INT8, "F8_E4M3": QUANTO_FP8}
 
 
 def stored_tensors(file: TensorFile) -> dict[str, StoredTensor]:
     """List every tensor that the file means, by its name in the file, without scales and metadata.
 
-    Raises `CheckpointError` for quantisation metadata that is damaged or contradicts itself or the tensors, for integer
-    weights without it, and for scales without a weight, except those of the two dead matrices `last.down` and
-    `last.up`, which vanish. Reads headers, and metadata that is in tensors.
+    What optimum-quanto calls `NAME.weight._data` is `NAME.weight`. Raises `CheckpointError` for quantisation metadata
+    that is damaged or contradicts itself or the tensors, for weights in a form that is not read or that nothing tells
+    the form of, and for scales without a weight, except those of the two dead matrices `last.down` and `last.up`, which
+    vanish. Reads headers, and metadata that is in tensors.
     """
     if isinstance(file, GgufFile):
         # ggml writes its plain floats under the names that safetensors has for them
@@ -46,6 +71,7 @@ def stored_tensors(file: TensorFile) -> dict[str, StoredTensor]:
             name: PlainTensor(file, name) if header.dtype in FLOAT_BYTES else GgmlTensor(file, name)
             for name, header in file.headers.items()
         }
+    foreign.refuse(file)
     names, companions, full_precision = _sort_out(file)
     layers = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
     for layer, found in companions.items():
@@ -55,33 +81,46 @@ def stored_tensors(file: TensorFile) -> dict[str, StoredTensor]:
     quantized = metadata.read_quantization_metadata(file, layers)
     default = file.metadata.get("quant_format")
     stored: dict[str, StoredTensor] = {}
-    for name in names:
+    for name, in_file in names.items():
         layer = name.removesuffix(".weight")
         found, said = (companions.get(layer, {}), quantized.get(layer)) if layer != name else ({}, None)
         if said is None and default in _CLASSES and "weight_scale" in found:
             said = metadata.QuantizationMetadata(default)
-        stored[name] = _stored(file, name, found, said, full_precision=name.startswith(full_precision))
+        stored[name] = _stored(file, in_file, found, said, full_precision=name.startswith(full_precision))
     return stored
 
 
-def _sort_out(file: TensorFile) -> tuple[list[str], dict[str, dict[str, str]], tuple[str, ...]]:
-    """Names that stay, companions by layer and kind, and prefixes under which fp8 layers want full precision."""
-    names: list[str] = []
+def _sort_out(file: TensorFile) -> tuple[dict[str, str], dict[str, dict[str, str]], tuple[str, ...]]:
+    """Names that stay and what these are in the file, companions by layer and kind, and prefixes under which fp8 layers
+    want full precision."""
+    names: dict[str, str] = {}
     companions: dict[str, dict[str, str]] = defaultdict(dict)
     full_precision: list[str] = []
     for name, header in file.headers.items():
-        layer, _, last = name.rpartition(".")
-        kind = _COMPANIONS.get(last)
-        if last == _OLD_FP8_MARKER:
+        layer, kind = _companion(name)
+        if name.rpartition(".")[2] == _OLD_FP8_MARKER:
             if header.shape == (2,):  # all that the marker says besides the dtype, which the weights have too
                 full_precision.append(name.removesuffix(_OLD_FP8_MARKER))
         elif not layer or kind is None:
-            names.append(name)
+            means = name.removesuffix("._data") if name.endswith(_QUANTO_WEIGHT) else name
+            if means in names:
+                raise CheckpointError.of(file.path, f"means the same as {names[means]}", name=name)
+            names[means] = name
         elif kind in companions[layer]:
             raise CheckpointError.of(file.path, f"means the same as {companions[layer][kind]}", name=name)
         else:
             companions[layer][kind] = name
     return names, companions, tuple(full_precision)
+
+
+def _companion(name: str) -> tuple[str, str | None]:
+    """The layer and the kind of what goes with a weight; the kind is None for anything else."""
+    layer, _, last = name.rpartition(".")
+    if layer.endswith(".weight") and last in _UNDER_WEIGHT:
+        return layer.removesuffix(".weight"), _UNDER_WEIGHT[last]
+    if _BNB_STATE in name:
+        return name.partition(_BNB_STATE)[0], "quant_state"
+    return layer, _COMPANIONS.get(last)
 
 
 def _stored(
@@ -93,23 +132,47 @@ def _stored(
     full_precision: bool,
 ) -> StoredTensor:
     shape, dtype = file.headers[name]
-    if said is None and dtype in scaled.FLOAT8_FORMATS:
-        if companions.keys() <= {"input_scale"}:
-            return scaled.Fp8Cast(file, name, full_precision=full_precision)
-        said = metadata.QuantizationMetadata(scaled.FLOAT8_FORMATS[dtype], full_precision=full_precision)
     if said is None:
-        if dtype in ("I8", "U8") and name.endswith(".weight"):
+        companions, said = _without_metadata(file, name, companions, full_precision=full_precision)
+    if said is None:
+        if dtype in scaled.FLOAT8_FORMATS:
+            return scaled.Fp8Cast(file, name, full_precision=full_precision)
+        if dtype in _INTEGERS and name.endswith(".weight"):
             problem = "is quantised, but neither the header nor a comfy_quant tensor says how"
-            raise CheckpointError.of(file.path, problem, name=name, found=f"{dtype} {shape}")
+            expected = f"a download in {foreign.READABLE}"
+            raise CheckpointError.of(file.path, problem, name=name, expected=expected, found=f"{dtype} {shape}")
         for kind, companion in companions.items():
             if kind != "input_scale" and dtype in FLOAT_BYTES:
                 raise CheckpointError.of(file.path, f"is for a quantised weight, and {name} is not", name=companion)
         return PlainTensor(file, name)
-    if said.format not in _CLASSES:
-        problem = "has a format that cannot be loaded; use another download of this model"
-        known = f"one of {', '.join(_CLASSES)}"
-        raise CheckpointError.of(file.path, problem, name=name, expected=known, found=said.format)
     return _CLASSES[said.format](scaled.Layer(file, name, companions, said))
+
+
+def _without_metadata(
+    file: TensorFile, name: str, companions: dict[str, str], *, full_precision: bool
+) -> tuple[dict[str, str], metadata.QuantizationMetadata | None]:
+    """A weight's companions and how it is quantised, by what lies beside it; None for what is not, or is fp8 without a
+    scale."""
+    shape, dtype = file.headers[name]
+    if "quant_state" in companions:
+        return companions, metadata.QuantizationMetadata(BNB_4BIT)
+    if "SCB" in companions:
+        return companions, metadata.QuantizationMetadata(BNB_8BIT)
+    if name.endswith(_QUANTO_WEIGHT) and dtype in _QUANTO:
+        used = {kind: each for kind, each in companions.items() if kind not in ("input_scale", "output_scale")}
+        return used, metadata.QuantizationMetadata(_QUANTO[dtype])
+    if dtype not in scaled.FLOAT8_FORMATS or companions.keys() <= {"input_scale"}:
+        return companions, None
+    # DeepSeek calls a factor an inverse; see the class
+    inverse = companions.get("weight_scale_inv")
+    if inverse is not None and "weight_scale" not in companions:
+        companions = {kind: each for kind, each in companions.items() if kind != "weight_scale_inv"}
+        companions["weight_scale"] = inverse
+    scales = file.headers[companions["weight_scale"]].shape if "weight_scale" in companions else ()
+    format = scaled.FLOAT8_FORMATS[dtype]
+    if dtype == "F8_E4M3" and (inverse is not None or square_of(shape, scales) is not None):
+        format = metadata.FLOAT8_BLOCKS
+    return companions, metadata.QuantizationMetadata(format, full_precision=full_precision)
 
 
 class GgmlTensor(PlainTensor):

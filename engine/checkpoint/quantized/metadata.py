@@ -18,23 +18,32 @@ _LARGEST_GROUP = 4096  # columns
 
 FLOAT8_E4M3, FLOAT8_E5M2 = "float8_e4m3fn", "float8_e5m2"
 INT8, MXFP8, NVFP4, W4A4, W4A8 = "int8_tensorwise", "mxfp8", "nvfp4", "convrot_w4a4", "asym_w4a8_int8"
-FORMATS = (FLOAT8_E4M3, FLOAT8_E5M2, INT8, MXFP8, NVFP4, W4A4, W4A8)
+INT4, INT8_BLOCKS, FLOAT8_BLOCKS = "int4_tensorwise", "int8_blockwise", "float8_e4m3fn_blockwise"
+FLOAT8_ROWS = "float8_e4m3fn_rowwise"
+FORMATS = (
+    *(FLOAT8_E4M3, FLOAT8_ROWS, FLOAT8_BLOCKS, FLOAT8_E5M2, INT8, INT8_BLOCKS),
+    *(MXFP8, NVFP4, INT4, W4A4, W4A8),
+)
+_ALWAYS_ROTATED = (W4A4, W4A8)
+_WITH_BLOCKS = (INT8_BLOCKS, FLOAT8_BLOCKS, W4A8)  # of which `group_size` says how large they are
 
-_OPTIONS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult")
+_OPTIONS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult", "group_size", "awq")
 _Options = dict[str, Any]
 
 
 class QuantizationMetadata(NamedTuple):
     """How a layer is quantised.
 
-    format: one of `FORMATS`. rotated: `group` columns at a time, before they were quantised. full_precision: products
-    with this layer are to be computed in the model's dtype.
+    format: one of `FORMATS`, or what the format is called that is known without metadata. rotated: `group` columns at a
+    time, before they were quantised. full_precision: products with this layer are to be computed in the model's dtype.
+    block: columns that have a scale together; None if that is not said.
     """
 
     format: str
     rotated: bool = False
     group: int = 256
     full_precision: bool = False
+    block: int | None = None
 
 
 def read_quantization_metadata(file: TensorFile, layers: Set[str]) -> dict[str, QuantizationMetadata]:
@@ -59,12 +68,23 @@ def read_quantization_metadata(file: TensorFile, layers: Set[str]) -> dict[str, 
 def _parse(fields: JsonFields) -> QuantizationMetadata:
     format = fields.values.get("format")
     if format not in FORMATS:
-        raise fields.error("format", f"one of {', '.join(FORMATS)}", format)
+        problem = "marks weights as quantised in a format that cannot be read; use another download of this model"
+        if format is None:
+            problem = "marks weights as quantised without saying in which format; use another download of this model"
+        found = None if format is None else json.dumps(format)[:80]
+        name = f"{fields.prefix}format"
+        raise CheckpointError.of(fields.file, problem, name=name, expected=f"one of {', '.join(FORMATS)}", found=found)
+    if fields.boolean("awq", False):  # columns were divided by factors that are kept elsewhere
+        raise fields.error("awq", "false", True)
     group = fields.integer("convrot_groupsize", 256, least=4, most=_LARGEST_GROUP)
     if group.bit_count() != 1 or group.bit_length() % 2 == 0:
         raise fields.error("convrot_groupsize", f"a power of 4 up to {_LARGEST_GROUP}", group)
-    rotated = format == W4A4 or bool(fields.boolean("convrot", False))
-    return QuantizationMetadata(format, rotated, group, bool(fields.boolean("full_precision_matrix_mult", False)))
+    rotated = format in _ALWAYS_ROTATED or bool(fields.boolean("convrot", False))
+    block = None
+    if format in _WITH_BLOCKS and fields.has("group_size"):
+        block = fields.integer("group_size", most=_LARGEST_GROUP)
+    full_precision = bool(fields.boolean("full_precision_matrix_mult", False))
+    return QuantizationMetadata(format, rotated, group, full_precision, block)
 
 
 def _header_options(file: TensorFile) -> dict[str, _Options]:
@@ -81,20 +101,25 @@ def _header_options(file: TensorFile) -> dict[str, _Options]:
 def _blob_options(file: TensorFile) -> dict[str, _Options]:
     """What tensors beside the weights say, by layer."""
     blobs = {}
-    for name, (shape, dtype) in file.headers.items():
+    for name in file.headers:
         layer, _, last = name.rpartition(".")
-        if last != BLOB:
-            continue
-        if dtype != "U8" or len(shape) != 1 or not 0 < shape[0] <= _LARGEST_BLOB:
-            allowed = f"1 to {_LARGEST_BLOB} bytes (U8) in one dimension"
-            problem = "is not quantization metadata"
-            raise CheckpointError.of(file.path, problem, name=name, expected=allowed, found=f"{dtype} {shape}")
-        try:
-            text = file.octets(name).tobytes().rstrip(b"\0").decode()
-        except UnicodeDecodeError:
-            raise CheckpointError.of(file.path, "is not UTF-8", name=name) from None
-        blobs[layer] = _options(file, layer, parse_json_object(file.path, text, name))
+        if last == BLOB:
+            blobs[layer] = _options(file, layer, read_blob(file, name))
     return blobs
+
+
+def read_blob(file: TensorFile, name: str) -> dict[str, Any]:
+    """Read the json object that a small tensor's bytes are. Raises `CheckpointError`."""
+    shape, dtype = file.headers[name]
+    if dtype != "U8" or len(shape) != 1 or not 0 < shape[0] <= _LARGEST_BLOB:
+        allowed = f"1 to {_LARGEST_BLOB} bytes (U8) in one dimension"
+        problem = "is not quantization metadata"
+        raise CheckpointError.of(file.path, problem, name=name, expected=allowed, found=f"{dtype} {shape}")
+    try:
+        text = file.octets(name).tobytes().rstrip(b"\0").decode()
+    except UnicodeDecodeError:
+        raise CheckpointError.of(file.path, "is not UTF-8", name=name) from None
+    return parse_json_object(file.path, text, name)
 
 
 def _options(file: TensorFile, layer: str, values: Any) -> _Options:

@@ -57,16 +57,20 @@ class QuantizedMatrix(StoredTensor):
         """Check the headers. Raises `CheckpointError` if they do not fit the format."""
         self._file, self.name, self._companions, metadata = layer
         self.file, self.format, self.full_precision = self._file.path, metadata.format, metadata.full_precision
-        shape, dtype = self._file.headers[self.name]
-        if dtype not in self.dtypes or len(shape) != 2:
-            raise self._wrong(self.name, f"a matrix of {' or '.join(self.dtypes)}")
-        self.shape = (shape[0], shape[1] * self.packed)
+        self.shape = self._find_shape()
         if self.shape[1] % self.block:
             raise self._wrong(self.name, f"a multiple of {self.block} columns", self.shape[1])
         for kind, companion in self._companions.items():
             if kind not in (*self.kinds, "input_scale", "comfy_quant"):
                 problem = f"is not known for a weight of the format {self.format}"
                 raise CheckpointError.of(self.file, problem, name=companion)
+
+    def _find_shape(self) -> tuple[int, int]:
+        """(rows, columns) of the matrix, from the weight's header."""
+        shape, dtype = self._file.headers[self.name]
+        if dtype not in self.dtypes or len(shape) != 2:
+            raise self._wrong(self.name, f"a matrix of {' or '.join(self.dtypes)}")
+        return shape[0], shape[1] * self.packed
 
     def size(self, bounds: Bounds) -> int:
         rows, columns = bounds
@@ -130,13 +134,15 @@ class QuantizedMatrix(StoredTensor):
 
 
 class RowScaledMatrix(QuantizedMatrix):
-    """A matrix with one scale, or one for each of its rows."""
+    """A matrix with one scale, or one for each of its rows. scale: the kind of the companion that has them."""
+
+    scale: ClassVar[str] = "weight_scale"
 
     def __init__(self, layer: Layer) -> None:
         super().__init__(layer)
         rows, allowed = self.shape[0], f"floats, one or ({self.shape[0]}, 1)"
-        self._scale_bytes = self._float_bytes("weight_scale", ((), (1,), (1, 1), (rows,), (rows, 1)), allowed)
-        self._scale_bounds = whole(self._header("weight_scale").shape)
+        self._scale_bytes = self._float_bytes(self.scale, ((), (1,), (1, 1), (rows,), (rows, 1)), allowed)
+        self._scale_bounds = whole(self._header(self.scale).shape)
         self._has_one_scale = count(self._scale_bounds) == 1
 
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
@@ -145,7 +151,7 @@ class RowScaledMatrix(QuantizedMatrix):
     def _scales(self, rows: slice) -> torch.Tensor:
         """(rows, 1) float32."""
         bounds = self._scale_bounds if self._has_one_scale else (rows, *self._scale_bounds[1:])
-        scales = self._checked("weight_scale", self._companion("weight_scale", bounds))
+        scales = self._checked(self.scale, self._companion(self.scale, bounds))
         return scales.reshape(-1, 1).expand(rows.stop - rows.start, 1)
 
     def _scales_size(self, rows: slice, columns: slice) -> int:
@@ -194,105 +200,20 @@ class Int8Matrix(RowScaledMatrix):
     dtypes = ("I8",)
 
     def __init__(self, layer: Layer) -> None:
-        self.block = layer.metadata.group if layer.metadata.rotated else 1
+        self._rotated = layer.metadata.rotated
+        self.block = layer.metadata.group if self._rotated else self.packed
         super().__init__(layer)
 
     def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
         values = super()._decode(rows, columns)
-        return values if self.block == 1 else numbers.rotate_groups(values, self.block)
+        return numbers.rotate_groups(values, self.block) if self._rotated else values
 
 
 class W4A4Matrix(Int8Matrix):
-    """convrot_w4a4: rotated, then rounded to signed 4-bit integers; the low nibble is the even column."""
+    """convrot_w4a4 and int4_tensorwise: perhaps rotated, then rounded to signed 4-bit integers, of which the low nibble
+    is the even column (https://github.com/Comfy-Org/comfy-kitchen, `backends/eager/convrot_w4a4.py`)."""
 
     packed = 2
 
     def _numbers(self, rows: slice, columns: slice) -> torch.Tensor:
         return numbers.unpack_nibbles(self._stored(rows, columns), numbers.INT4, high_first=False)
-
-
-class BlockScaledMatrix(QuantizedMatrix):
-    """A matrix with a scale of one byte for each block of columns in a row, in the tiled order that tensor cores read.
-
-    scale_dtypes: those the scales may be stored as.
-    """
-
-    scale_dtypes: ClassVar[tuple[str, ...]]
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__(layer)
-        shape, dtype = self._header("weight_scale")
-        expected = numbers.tiled_shape(self.shape[0], self.shape[1] // self.block)
-        if dtype not in self.scale_dtypes or shape != expected:
-            raise self._wrong(self._companions["weight_scale"], f"{' or '.join(self.scale_dtypes)} {expected}")
-        self._tiled_columns = expected[1]
-
-    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
-        values = self._numbers(rows, columns)
-        values.unflatten(1, (-1, self.block)).mul_(self._scales(rows, columns).unsqueeze(-1))
-        return values
-
-    @abstractmethod
-    def _scales(self, rows: slice, columns: slice) -> torch.Tensor:
-        """(rows, blocks) float32."""
-
-    def _stored_scales(self, rows: slice, columns: slice) -> torch.Tensor:
-        """(rows, blocks) as stored, in reading order. A tile's columns are not a slice of what is stored, so the whole
-        width of the tiles is read."""
-        import torch
-
-        tiles = covering(rows, numbers.TILE_ROWS)
-        stored = self._companion("weight_scale", (tiles, slice(0, self._tiled_columns)))
-        scales = numbers.untile_scales(stored.view(torch.uint8))[rows.start - tiles.start : rows.stop - tiles.start]
-        return scales[:, columns.start // self.block : columns.stop // self.block].view(stored.dtype)
-
-    def _scales_size(self, rows: slice, columns: slice) -> int:
-        return count((covering(rows, numbers.TILE_ROWS),)) * self._tiled_columns
-
-
-class Mxfp8Matrix(BlockScaledMatrix):
-    """e4m3 values, and for every 32 columns a power of two."""
-
-    dtypes = ("F8_E4M3",)
-    scale_dtypes = ("U8", "F8_E8M0")
-    block = 32
-
-    def _scales(self, rows: slice, columns: slice) -> torch.Tensor:
-        import torch
-
-        return self._checked("weight_scale", self._stored_scales(rows, columns).view(torch.float8_e8m0fnu))
-
-
-class Nvfp4Matrix(BlockScaledMatrix):
-    """E2M1 values, two in a byte with the even column in the high nibble, an e4m3 scale for every 16 columns, and one
-    float32 scale; perhaps a factor for each column, by which the layer's input is to be multiplied."""
-
-    dtypes = ("U8",)
-    scale_dtypes = ("F8_E4M3",)
-    packed, block = 2, 16
-    kinds = ("weight_scale", "weight_scale_2", "pre_quant_scale")
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__(layer)
-        self._scale_bytes = self._float_bytes("weight_scale_2", ((), (1,)), "floats, 1 in number")
-        self._factor_bytes, columns = 0, self.shape[1]  # a column
-        if "pre_quant_scale" in self._companions:
-            self._factor_bytes = self._float_bytes("pre_quant_scale", ((columns,),), f"floats, {columns} in number")
-
-    def _numbers(self, rows: slice, columns: slice) -> torch.Tensor:
-        return numbers.unpack_nibbles(self._stored(rows, columns), numbers.E2M1, high_first=True)
-
-    def _scales(self, rows: slice, columns: slice) -> torch.Tensor:
-        one = self._companion("weight_scale_2", whole(self._header("weight_scale_2").shape))
-        blocks = self._checked("weight_scale", self._stored_scales(rows, columns))
-        return blocks * self._checked("weight_scale_2", one)
-
-    def _decode(self, rows: slice, columns: slice) -> torch.Tensor:
-        values = super()._decode(rows, columns)
-        if self._factor_bytes:
-            values *= self._checked("pre_quant_scale", self._companion("pre_quant_scale", (columns,)))
-        return values
-
-    def _scales_size(self, rows: slice, columns: slice) -> int:
-        factors = self._factor_bytes * (columns.stop - columns.start)
-        return super()._scales_size(rows, columns) + self._scale_bytes + factors

@@ -124,9 +124,19 @@ def test_one_format_for_the_whole_file() -> None:
             '{"layers": {"blocks.0.a": {"params": 3}}}',
             "blocks.0.a: has metadata that is not a json object",
         ),
-        ('{"layers": {"blocks.0.a": {}}}', "blocks.0.a: format: has a value that does not fit"),
-        ('{"layers": {"blocks.0.a": {"format": ["nvfp4"]}}}', "blocks.0.a: format: has a value"),
-        ('{"layers": {"blocks.0.a": {"format": "int5"}}}', "blocks.0.a: format: has a value"),
+        (
+            '{"layers": {"blocks.0.a": {}}}',
+            "blocks.0.a: format: marks weights as quantised without saying in which format; use another download",
+        ),
+        (
+            '{"layers": {"blocks.0.a": {"format": ["nvfp4"]}}}',
+            "blocks.0.a: format: marks weights as quantised in a format that cannot",
+        ),
+        (
+            '{"layers": {"blocks.0.a": {"format": "int5"}}}',
+            "blocks.0.a: format: marks weights as quantised in a format that cannot",
+        ),
+        ('{"layers": {"blocks.0.a": {"format": "int4_tensorwise", "awq": true}}}', "blocks.0.a: awq: has a value that"),
         (f'{{"layers": {{"{"long" * 250}": 0}}}}', "longlong"),
         (f'{{"layers": {{"{"long" * 100_000}": 0}}}}', "_quantization_metadata: is not valid json: keys of at most"),
         ('{"layers": {}, "layers": {}}', "_quantization_metadata: is not valid json: the key 'layers' is there twice"),

@@ -15,7 +15,6 @@ from tests.engine.checkpoint.quantized.formats import (
     FP8_LAYER,
     blob,
     formats,
-    header,
     layer,
     refusal,
     zeros,
@@ -92,11 +91,28 @@ def test_scales_of_other_kinds_are_refused(kind: str) -> None:
     assert refusal(layer("a", FP8, **{kind: torch.ones(())})).startswith("a.weight")
 
 
-def test_a_format_that_nobody_can_load_yet_says_so() -> None:
-    companions = {kind: torch.ones(4) for kind in ("weight_s_rel", "weight_s_channel", "weight_codebook")}
-    message = refusal(layer("a", torch.int8, **companions), header({"a": {"format": "asym_w4a8_int8"}}))
-    assert message.startswith("a.weight: has a format that cannot be loaded; use another download of this model")
-    assert message.endswith("found asym_w4a8_int8")
+# ---- forms of other programs that are not read
+
+
+@pytest.mark.parametrize(
+    ("names", "form"),
+    [
+        (("qweight", "wscales", "smooth_factor", "proj_down", "proj_up"), "nunchaku (SVDQuant)"),
+        (("qweight", "qzeros", "scales", "g_idx"), "GPTQ"),
+        (("qweight", "qzeros", "scales"), "AWQ"),
+        (("weight_packed", "weight_scale", "weight_shape"), "compressed-tensors with packed integers"),
+        (("weight", "scale"), "SDNQ"),
+        (("weight", "scale", "zero_point", "svd_up", "svd_down"), "SDNQ"),
+        (("weight", "scales", "biases"), "MLX"),
+        (("_weight_qdata", "_weight_scale"), "torchao"),
+        (("weight._data", "weight._scale", "weight._shift"), "optimum-quanto in 2 or 4 bits"),
+    ],
+)
+def test_other_programs_forms_are_refused_by_name(names: tuple[str, ...], form: str) -> None:
+    tensors = {f"blocks.0.a.{name}": zeros(4, 64, dtype=torch.int8) for name in names}
+    message = refusal(tensors | {"blocks.0.prenorm.scale": zeros(64)})
+    assert f": belongs to weights quantised by {form}, which are not read; use another download" in message
+    assert message.endswith("expected bfloat16, fp8, int8, mxfp8, nvfp4, GGUF, or bitsandbytes' 4 or 8 bits")
 
 
 # ---- companions without their weight
