@@ -70,7 +70,6 @@ KREA2 = ModelConfig(
     text_encoder_taps=DEFAULT_TAPS,
     patch_size=2,
     is_distilled=True,
-    variant_is_assumed=False,
     default_width=1024,
     default_height=1024,
 )

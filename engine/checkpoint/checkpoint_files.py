@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from os.path import isdir, isfile  # unlike Path's, they raise nothing for a name that is too long
+from os.path import isdir  # unlike Path's, it raises nothing for a name that is too long
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +20,13 @@ from engine.checkpoint.layouts.tensors import (
     is_vae_encoder,
     sources_by_component,
 )
-from engine.checkpoint.nearby import INDEX, no_checkpoint
+from engine.checkpoint.nearby import INDEX
+from engine.checkpoint.part_paths import Parts, find_parts, repository_of
+from engine.checkpoint.variant import Variant, decide
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.config.json_fields import JsonFields
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError, CheckpointError
+from engine.errors import CheckpointError
 
 # How each component is opened, and how its config is inferred where it has none.
 _COMPONENTS = {
@@ -34,7 +34,11 @@ _COMPONENTS = {
     "text_encoder": (open_text_encoder, infer.infer_text_encoder),
     "vae": (open_vae, infer.infer_vae),
 }
-_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_text", "Krea2Transformer2DModel", "AutoencoderKLQwenImage")
+_MODEL_TYPES = {
+    "transformer": ("Krea2Transformer2DModel",),
+    "text_encoder": ("qwen3_vl", "qwen3_vl_text"),
+    "vae": ("AutoencoderKLQwenImage",),
+}
 
 
 class CheckpointFiles:
@@ -160,8 +164,8 @@ def _read_config(
         JsonFields(file, infer.SCHEDULER_CONSTANTS),
     )
     configs = {name: _component_config(parts, name, components[name]) for name in _COMPONENTS}
-    stated, guess = _is_distilled(parts, index, configs["transformer"])
-    return ModelConfig.build(index, configs, schedule, variant=variant, stated=stated, guess=guess)
+    is_distilled, said_by, note = _variant(parts, index, configs["transformer"], components["transformer"], variant)
+    return ModelConfig.build(index, configs, schedule, is_distilled=is_distilled, said_by=said_by, note=note)
 
 
 def _component_config(parts: Parts, name: str, component: Component) -> JsonFields:
@@ -173,7 +177,7 @@ def _component_config(parts: Parts, name: str, component: Component) -> JsonFiel
     own = (component_folder(path, name) if isdir(path) else path.parent) / "config.json"
     if own.is_file():
         fields = JsonFields.read(own)
-        if isdir(path) or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES:
+        if isdir(path) or fields.values.get("_class_name", fields.values.get("model_type")) in _MODEL_TYPES[name]:
             return fields
     constants: Mapping[str, Any] = {}
     if parts.repository is not None and (other := parts.repository / name / "config.json").is_file():
@@ -181,88 +185,20 @@ def _component_config(parts: Parts, name: str, component: Component) -> JsonFiel
     return JsonFields(component.file.path, _COMPONENTS[name][1](component, constants))
 
 
-def _is_distilled(parts: Parts, index: JsonFields, transformer: JsonFields) -> tuple[bool | None, bool]:
-    """What the files say, and what to take for true if they say nothing.
+def _variant(
+    parts: Parts, index: JsonFields, transformer: JsonFields, component: Component, option: str | None
+) -> Variant:
+    """What the option and the files say, and what to take for true if they say nothing.
 
-    A repository that the transformer does not lie in describes another transformer: the file's name goes before it.
+    A repository that the transformer does not lie in describes another transformer: it is believed last.
     """
-    home = repository_of(parts.paths["transformer"])
+    path = parts.paths["transformer"]
+    home = repository_of(path)
     stated = None
     if home is not None:
-        stated = JsonFields.read(home / INDEX).boolean("is_distilled", default=None)
-    if stated is None:
-        stated = transformer.boolean("is_distilled", default=None)
-    by_name = variant_by_name(parts.paths["transformer"])
-    if by_name is not None:
-        return stated, by_name == "turbo"
-    return stated, index.boolean("is_distilled", default=None) is not False
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Where the parts of a model are: in one folder in the diffusers layout, or each somewhere else.
-
-    paths: a file or a folder for each of `PARTS`. repository: the folder in the diffusers layout whose
-    model_index.json and scheduler describe the model; None if there is none. inside: the parts that are this
-    repository's own, each in its folder.
-    """
-
-    paths: Mapping[str, Path]
-    repository: Path | None
-    inside: frozenset[str]
-
-
-def find_parts(engine: EngineConfig) -> Parts:
-    """Find where each part is. Raises `ArgumentError` for parts given nowhere or a transformer given twice, and
-    `CheckpointError` if `model` does not exist, or is a folder without a model_index.json."""
-    paths = {part: Path(value) for part in PARTS if (value := getattr(engine, part)) is not None}
-    repository = engine.demo
-    if repository is None and engine.model is not None:
-        model = Path(engine.model)
-        if isdir(model):
-            repository = model
-            if not isfile(model / INDEX):
-                raise no_checkpoint(model)
-        elif not isfile(model):
-            raise CheckpointError.of(model, "there is no such folder or file")
-        elif "transformer" in paths:
-            raise ArgumentError.of("model", "a folder where transformer is given too", engine.model)
-        else:
-            paths["transformer"] = model
-            repository = repository_of(model)
-
-    inside = set()
-    missing = [part for part in PARTS if part not in paths]
-    if missing and repository is None:
-        given = " ".join(f"{part} {path}" for part, path in paths.items())
-        raise ArgumentError(
-            f"missing: {', '.join(missing)}; give each as a file or a folder, or all of them as a model in the "
-            f"diffusers layout (a folder, a Hugging Face repository, or demo for a demo's parts) beside {given}",
-            parameter=missing[0],
-        )
-    for part in missing:
-        assert repository is not None
-        paths[part] = repository / part
-        single = [*repository.glob("*.safetensors")] if part == "transformer" and not paths[part].exists() else []
-        if len(single) == 1:
-            paths[part] = single[0]  # official repositories have it beside the folder of the same weights
-        else:
-            inside.add(part)
-    return Parts(paths, repository or repository_of(paths["transformer"]), frozenset(inside))
-
-
-def repository_of(path: Path) -> Path | None:
-    """Return the folder in the diffusers layout that a transformer's `path` is or lies in; None if there is none."""
-    path = path.absolute()
-    folder = path if isdir(path) else path.parent
-    candidates = (folder, folder.parent) if folder.name == "transformer" else (folder,)
-    return next((each for each in candidates if isfile(each / INDEX)), None)
-
-
-def variant_by_name(path: Path) -> str | None:
-    """Return what a single file's name says, as InvokeAI reads it: "turbo", "raw" (also for base), or None."""
-    if not isfile(path):
-        return None
-    if "turbo" in path.stem.lower():
-        return "turbo"
-    return "raw" if {"raw", "base"} & set(re.split(r"[^a-z0-9]+", path.stem.lower())) else None
+        stated = JsonFields.read(home / INDEX).boolean("is_distilled", default=None), INDEX
+    if stated is None or stated[0] is None:
+        stated = transformer.boolean("is_distilled", default=None), transformer.file.name
+    guess = index.boolean("is_distilled", default=None) is not False
+    said = None if stated[0] is None else (stated[0], stated[1])
+    return decide(option, said, component.file.metadata, path, guess)

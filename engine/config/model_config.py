@@ -6,7 +6,7 @@ Imports no torch: the front-end and `krea2 info` need these numbers without wait
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.config.components import (
@@ -32,12 +32,13 @@ DEFAULT_TAPS = (2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole checkpoint: what its components' configs and its model_index.json say, one field a fact, so 14.
+    """A whole checkpoint: what its components' configs and its model_index.json say, one field a fact, so 15.
 
     text_encoder_taps: the layers whose outputs the transformer takes, 0 being the embeddings. patch_size: latent pixels
-    along a side of a token. is_distilled: Turbo, not Raw. variant_is_assumed: nothing says which. default_width,
-    default_height: pixels. stated_steps, stated_guidance: the checkpoint's own defaults, None where those of Turbo or
-    Raw hold. prompt_domain, size_domain: None if it draws any prompt, or of any size.
+    along a side of a token. is_distilled: Turbo, not Raw. variant_said_by: who says so, for people, None if it is
+    assumed; variant_note: on whoever says otherwise. default_width, default_height: pixels. stated_steps,
+    stated_guidance: the checkpoint's own defaults, None where those of Turbo or Raw hold. prompt_domain, size_domain:
+    None if it draws any prompt, or of any size.
     """
 
     transformer: TransformerConfig
@@ -47,13 +48,18 @@ class ModelConfig:
     text_encoder_taps: tuple[int, ...]
     patch_size: int
     is_distilled: bool
-    variant_is_assumed: bool
     default_width: int
     default_height: int
     stated_steps: int | None = None
     stated_guidance: float | None = None
     prompt_domain: PromptDomain | None = None
     size_domain: SizeDomain | None = None
+    variant_said_by: str | None = field(default=None, compare=False)
+    variant_note: str | None = field(default=None, compare=False)
+
+    @property
+    def variant_is_assumed(self) -> bool:
+        return self.variant_said_by is None
 
     @property
     def default_steps(self) -> int:
@@ -132,7 +138,8 @@ class ModelConfig:
         stated = index.boolean("is_distilled", default=None)
         if stated is None:
             stated = configs["transformer"].boolean("is_distilled", default=None)
-        return cls.build(index, configs, schedule, variant=None, stated=stated)
+        said_by = None if stated is None else index.file.name
+        return cls.build(index, configs, schedule, is_distilled=stated is not False, said_by=said_by)
 
     @classmethod
     def build(
@@ -141,15 +148,14 @@ class ModelConfig:
         configs: Mapping[str, JsonFields],
         schedule: JsonFields,
         *,
-        variant: str | None,
-        stated: bool | None,
-        guess: bool = True,
+        is_distilled: bool,
+        said_by: str | None,
+        note: str | None = None,
     ) -> ModelConfig:
         """Put together model_index.json, the components' configs by their names, and the scheduler's.
 
-        Whether it is Turbo is what `variant` ("raw" or "turbo") says, or else `stated`, the files' `is_distilled`, or
-        else `guess`. Raises `CheckpointError` for a config that is wrong or does not fit the others, naming the file,
-        the key, what was expected and what was found.
+        is_distilled, said_by, note: whether it is Turbo, as in the class. Raises `CheckpointError` for a config that is
+        wrong or does not fit the others, naming the file, the key, what was expected and what was found.
         """
         index.expect("_class_name", PIPELINE_CLASS)
         transformer = read_transformer(configs["transformer"])
@@ -174,8 +180,6 @@ class ModelConfig:
             raise index.error("text_encoder_select_layers", f"layers 0 to {text_encoder.num_layers}", taps)
 
         multiple = vae.scale_factor * patch_size
-        distilled = guess if stated is None else stated
-        is_distilled = distilled if variant is None else variant == "turbo"
         stated_steps, stated_guidance = _read_defaults(index, is_distilled)
         width, height = (
             index.integer(f"default_{side}", default=1024, multiple_of=multiple) for side in ("width", "height")
@@ -188,13 +192,14 @@ class ModelConfig:
             text_encoder_taps=taps,
             patch_size=patch_size,
             is_distilled=is_distilled,
-            variant_is_assumed=variant is None and stated is None,
             default_width=width,
             default_height=height,
             stated_steps=stated_steps,
             stated_guidance=stated_guidance,
             prompt_domain=read_prompt_domain(index),
             size_domain=read_size_domain(index, width, height),
+            variant_said_by=said_by,
+            variant_note=note,
         )
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import click
 
-from engine.checkpoint.checkpoint_files import CheckpointFiles, find_parts
+from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.layouts.names import is_lora
 from engine.checkpoint.layouts.presharded import split_degrees
+from engine.checkpoint.part_paths import find_parts
 from engine.checkpoint.weight_format import ComponentSummary, summarize
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
@@ -132,7 +133,8 @@ def describe_checkpoint(config: EngineConfig) -> str:
     dit, text, vae, sizes = model.transformer, model.text_encoder, model.vae, model.size_domain
     variant = "Turbo" if model.is_distilled else "Raw"
     lines = [
-        f"Krea 2 {variant}{' (assumed)' if model.variant_is_assumed else ''}: {config.name}",
+        f"Krea 2 {variant}{_said_by(model.variant_said_by)}: {config.name}",
+        *([] if model.variant_note is None else [f"  note          {model.variant_note}"]),
         f"  defaults      {model.default_width} × {model.default_height}, {model.default_steps} steps, "
         f"guidance {model.default_guidance:g}",
         *([] if sizes is None else [f"  made for      sides from {sizes.least} to {sizes.most} pixels"]),
@@ -153,6 +155,11 @@ def describe_checkpoint(config: EngineConfig) -> str:
     totals = tuple(sum(column) for column in zip(*(each.bytes_per_rank for each in components), strict=True))
     total = ComponentSummary("total", sum(each.parameters for each in components), totals)
     return "\n".join((*lines, *map(_row, (*components, total)), *plan_lines))
+
+
+def _said_by(who: str | None) -> str:
+    """What is added to a variant that no json file and no option says."""
+    return " (assumed)" if who is None else "" if who.endswith(".json") or who == "variant" else f" ({who} says so)"
 
 
 def _choose_mode(config: EngineConfig, sizes: Sequence[str], gpus: int | None) -> tuple[EngineConfig, Sequence[str]]:
@@ -185,6 +192,7 @@ def describe_file(path: Path) -> str:
     damaged or no part of one."""
     with closing(open_tensor_file(path)) as file:
         names = list(file.headers)
+    parts = []
     for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
         try:
             component = opener(path)
@@ -193,10 +201,10 @@ def describe_file(path: Path) -> str:
         component.file.close()
         stored = _counted(tensor.format for tensor in component.tensors.values())
         numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
-        return (
-            f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n"
-            f"  {numbers:,} parameters in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
-        )
+        parts.append(f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n  {numbers:,} parameters")
+    if parts:
+        listed = "\n".join(parts)
+        return f"{listed} in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
     if is_lora(names):
         raise CheckpointError.of(path, f"is a LoRA; give it beside a model: krea2 info --lora {path}")
     raise CheckpointError.of(path, "is no part of Krea 2", expected="its transformer, text encoder or VAE")

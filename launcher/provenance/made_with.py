@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.checkpoint.checkpoint_files import CheckpointFiles, repository_of
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.part_paths import repository_of
 from engine.config.engine_config import EngineConfig
 from engine.lora.folders import file_in
 from launcher.provenance.file_hashes import FileHash, FileHashes

@@ -120,6 +120,8 @@ def configure(
         block_format=block_format(checkpoint, engine),
     )
     warnings: tuple[str, ...] = _taken_for_demos(engine, launching.loras)
+    if model.variant_note is not None:
+        warnings += (model.variant_note,)
     if launching.loras or launching.merge_lora or launching.lora_dir is not None:
         from launcher.requests.lora_files import with_loras  # which takes long to import, often in vain
 

@@ -7,7 +7,7 @@ is read in both directions: what loads a file and what writes one cannot disagre
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, partial
 
 from engine.config.components import TransformerConfig
@@ -65,10 +65,6 @@ _BLOCK_TENSORS = {
 DEAD_TENSORS = ("last.down.weight", "last.up.weight")
 
 NATIVE_TRANSFORMER_SIGNATURE, TRANSFORMER_SIGNATURE = "txtfusion.projector.weight", "text_fusion.projector.weight"
-TRANSFORMER_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.", "model.", "module.")
-
-# What the three components begin with where one file holds them all.
-ALL_IN_ONE = {"transformer": "model.diffusion_model.", "text_encoder": "text_encoders.", "vae": "first_stage_model."}
 
 # ---- text encoder: llama.cpp and transformers
 
@@ -160,11 +156,6 @@ def linear_modules(config: TransformerConfig) -> list[tuple[str, str]]:
         for block in range(count)
         for native, diffusers in _BLOCK_LINEARS.items()
     ]
-
-
-def shared_prefix(names: Collection[str]) -> str:
-    """Return the first of the known prefixes that all of a transformer's names begin with; empty if there is none."""
-    return next((prefix for prefix in TRANSFORMER_PREFIXES if names and all(n.startswith(prefix) for n in names)), "")
 
 
 def vae_from_wan(name: str, res_blocks: int = WAN_RES_BLOCKS) -> str | None:

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
-from engine.checkpoint.checkpoint_files import repository_of, variant_by_name
+from engine.checkpoint.part_paths import repository_of
+from engine.checkpoint.variant import variant_by_header, variant_by_name
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError
 from tests.damage import copy_checkpoint, rewrite_json
+from tests.engine.checkpoint.layouts.layouts import save
 from tests.engine.checkpoint.model_configs import open_config
 
 
@@ -28,6 +31,17 @@ from tests.engine.checkpoint.model_configs import open_config
         ("drawing", None),
         ("database", None),
         ("krea2", None),
+        ("krea2_raw_lightning", "turbo"),
+        ("krea2_raw-4steps", "turbo"),
+        ("krea2-8-step", "turbo"),
+        ("krea2_raw_dmd2", "turbo"),
+        ("krea2-raw-distilled", "turbo"),
+        ("krea2_turbo_de-distilled", "raw"),
+        ("krea2-deturbo", "raw"),
+        ("mode_turbo", "turbo"),
+        ("krea2_raw_2000steps", "raw"),
+        ("krea2-epoch-4-step-800", None),
+        ("krea2-step00000400", None),
     ],
 )
 def test_a_files_name_tells_the_variant_by_whole_words(tmp_path: Path, name: str, variant: str | None) -> None:
@@ -107,19 +121,76 @@ def test_then_the_transformers_own_config(unsaid: Path) -> None:
     assert variant_of(open_config(model=str(unsaid))) == ("raw", False)
 
 
-@pytest.mark.parametrize(("name", "variant"), [("krea2_raw", "raw"), ("krea2_turbo", "turbo"), ("krea2", "turbo")])
-def test_then_a_files_name_and_it_is_said_that_this_is_assumed(
-    unsaid: Path, single: dict[str, str], name: str, variant: str
-) -> None:
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"ss_krea2_dit_variant": "raw", "ss_sd_model_name": "turbo.safetensors"}, ("raw", "ss_krea2_dit_variant")),
+        ({"ss_krea2_dit_variant": "turbo", "modelspec.title": "raw"}, ("turbo", "ss_krea2_dit_variant")),
+        ({"ss_krea2_dit_variant": "None", "modelspec.title": "My Raw one"}, ("raw", "modelspec.title")),
+        ({"model_type": "krea2", "variant": "turbo"}, ("turbo", "variant")),
+        ({"krea2_is_distilled": "False"}, ("raw", "krea2_is_distilled")),
+        ({"modelspec.architecture": "krea2-turbo", "modelspec.title": "Krea 2"}, ("turbo", "modelspec.architecture")),
+        ({"general.architecture": "krea2", "general.name": "Krea 2 Raw"}, ("raw", "general.name")),
+        ({"general.base_model.0.name": "https://huggingface.co/krea/Krea-2-Raw"}, ("raw", "general.base_model.0.name")),
+        # distilled from Raw to few steps, and so Turbo: what it is goes before what it was made from
+        ({"modelspec.title": "Sketch lightning", "ss_sd_model_name": "raw.safetensors"}, ("turbo", "modelspec.title")),
+        ({"ss_sd_model_name": "turbo/krea2_raw_bf16.safetensors"}, ("raw", "ss_sd_model_name")),
+        ({"ot_config": '{"base_model_name": "krea/Krea-2-Turbo"}'}, ("turbo", "ot_config.base_model_name")),
+        ({"ot_config": '{"base_model_name": ["raw"]}'}, None),
+        ({"ot_config": "{" * 100_000}, None),
+        # as OneTrainer, ai-toolkit and musubi-tuner write it of either
+        ({"modelspec.architecture": "Krea-2", "modelspec.title": "Krea 2", "modelspec.sai_model_spec": "1.0.0"}, None),
+        ({"software": '{"name": "ai-toolkit"}', "training_info": '{"step": 4}', "ss_output_name": "fox"}, None),
+        ({"ss_base_model_version": "krea2"}, None),
+        ({"format": "pt"}, None),
+    ],
+)  # fmt: skip
+def test_a_header_tells_the_variant(metadata: dict[str, str], said: tuple[str, str] | None) -> None:
+    assert variant_by_header(metadata) == said
+
+
+def test_then_the_header_and_what_says_otherwise_is_told(unsaid: Path, single: dict[str, str], tmp_path: Path) -> None:
+    tensors = load_file(single["transformer"])
+    file = save(tensors, unsaid / "krea2_turbo.safetensors", {"ss_krea2_dit_variant": "raw"})
+    config = open_config(model=str(file))
+    assert variant_of(config) == ("raw", False)
+    assert config.variant_note == (
+        f"{file}: ss_krea2_dit_variant in its header says that it is Raw, and its file's name that it is Turbo; Raw is "
+        "taken, unless variant is given"
+    )
+    config = open_config(model=str(file), variant="turbo")
+    assert (variant_of(config), config.variant_note) == (("turbo", False), None)
+    config = open_config(model=str(file.rename(unsaid / "krea2.safetensors")))
+    assert (variant_of(config), config.variant_note) == (("raw", False), None)
+
+
+def test_a_repositorys_files_say_it_in_their_headers_too(unsaid: Path) -> None:
+    file = next((unsaid / "transformer").glob("*.safetensors"))
+    tensors = load_file(file)
+    file.unlink()
+    save(tensors, file, {"general.name": "Krea 2 Raw"})
+    assert variant_of(open_config(model=str(unsaid))) == ("raw", False)
+
+
+def test_a_repository_that_says_it_goes_before_the_header(raw: Path, single: dict[str, str], tmp_path: Path) -> None:
+    folder = copy_checkpoint(raw, tmp_path / "copy")
+    file = save(load_file(single["transformer"]), folder / "krea2.safetensors", {"modelspec.title": "Turbo"})
+    config = open_config(model=str(file))
+    assert variant_of(config) == ("raw", False)
+    assert "model_index.json says that it is Raw, and modelspec.title in its header that" in (config.variant_note or "")
+
+
+@pytest.mark.parametrize(("name", "variant"), [("krea2_raw", "raw"), ("krea2_turbo", "turbo"), ("krea2", None)])
+def test_then_a_files_name(unsaid: Path, single: dict[str, str], name: str, variant: str | None) -> None:
     file = shutil.copy(single["transformer"], unsaid / f"{name}.safetensors")
-    assert variant_of(open_config(model=str(file))) == (variant, True)
+    assert variant_of(open_config(model=str(file))) == (variant or "turbo", variant is None)
 
 
 def test_a_file_from_elsewhere_is_what_its_name_says_or_else_what_the_folder_is(
     raw: Path, single: dict[str, str], tmp_path: Path
 ) -> None:
     named = shutil.copy(single["transformer"], tmp_path / "turbo.safetensors")
-    assert variant_of(open_config(model=str(raw), transformer=str(named))) == ("turbo", True)
+    assert variant_of(open_config(model=str(raw), transformer=str(named))) == ("turbo", False)
     assert variant_of(open_config(model=str(raw), transformer=single["transformer"])) == ("raw", True)
 
 

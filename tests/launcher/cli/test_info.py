@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from bench.engines.real_size import KREA2
@@ -27,6 +28,16 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
 from launcher.cli.info import describe_checkpoint, describe_file, is_lone_file
+from tests.engine.checkpoint.layouts.layouts import (
+    language_model,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+    native_transformer,
+    prefixed,
+    save,
+    wan_vae,
+)
 from tests.launcher.conftest import Krea2
 
 BYTES = {"F8_E4M3": 1, "BF16": 2, "F32": 4}
@@ -80,7 +91,7 @@ def comfy(tmp_path: Path) -> dict[str, str]:
 def test_the_files_of_comfyui_are_a_whole_model(comfy: dict[str, str]) -> None:
     text = describe_checkpoint(EngineConfig(**comfy, dtype="bfloat16"))  # type: ignore[arg-type]
     lines = [line.strip() for line in text.splitlines()]
-    assert lines[0] == f"Krea 2 Raw (assumed): {comfy['transformer']}"
+    assert lines[0] == f"Krea 2 Raw (its file's name says so): {comfy['transformer']}"
     assert "transformer   28 blocks, width 6144, 48 heads, 12 kv heads, SwiGLU 16384" in lines
     assert any(line.startswith("text encoder  36 layers, width 2560, 32 heads, 8 kv heads") for line in lines)
     assert f"transformer   {comfy['transformer']}" in lines
@@ -116,6 +127,25 @@ def test_a_file_alone_is_told_by_what_is_in_it(comfy: dict[str, str], tmp_path: 
     other.write_bytes(other.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"other\.safetensors: is not a whole safetensors file"):
         describe_file(other)
+
+
+def test_a_file_of_all_parts_is_told_part_by_part(tmp_path: Path) -> None:
+    tensors = {
+        **native_transformer(load_transformer(DEMO_CHECKPOINT)),
+        **prefixed("text_encoders.qwen3vl_4b.transformer.model.", language_model(load_text_encoder(DEMO_CHECKPOINT))),
+        **prefixed("vae.", wan_vae(load_vae(DEMO_CHECKPOINT), 1)),
+        "epoch": torch.zeros(()),
+    }
+    file = save(tensors, tmp_path / "everything.safetensors")
+    assert is_lone_file(EngineConfig(model=str(file)))
+    lines = describe_file(file).splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        f"Krea 2's {part}: {file}" for part in ("transformer", "text encoder", "vae")
+    ]
+    assert lines[1].startswith("  native names, without 1 tensor of its training: ")
+    assert [line.strip().partition(":")[0] for line in lines if " names" in line][1:] == [
+        "transformers names after text_encoders.qwen3vl_4b.transformer.model.", "Wan names after vae."
+    ]  # fmt: skip
 
 
 def test_info_shows_parameters_and_bytes_of_each_rank(krea2: Krea2) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from launcher.auto_mode.prediction import Workload
 from launcher.setup.configure import configure
+from tests.damage import copy_checkpoint, rewrite_json
+from tests.engine.checkpoint.layouts.layouts import load_transformer, save
 
 
 def warnings_of(model: str, *loras: str) -> tuple[str, ...]:
@@ -18,6 +20,16 @@ def warnings_of(model: str, *loras: str) -> tuple[str, ...]:
         tell=lambda *_: None,
     )
     return warnings
+
+
+def test_a_file_whose_name_and_header_disagree_is_warned_of(turbo: Path, tmp_path: Path) -> None:
+    folder = copy_checkpoint(turbo, tmp_path / "Krea-2")
+    rewrite_json(folder / "model_index.json", lambda values: values.pop("is_distilled"))
+    file = save(load_transformer(turbo), folder / "krea2_raw.safetensors", {"modelspec.title": "Turbo"})
+    (warning,) = warnings_of(str(file))
+    assert warning.startswith(
+        f"{file}: modelspec.title in its header says that it is Turbo, and its file's name that it"
+    )
 
 
 def test_a_demo_is_taken_before_a_checkpoint_of_its_name_and_that_is_said(

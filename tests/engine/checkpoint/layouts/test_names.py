@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable
 from functools import cache
 
 import pytest
@@ -20,9 +19,7 @@ from bench.engines.real_size import KREA2, TINY
 from engine.checkpoint.convert.config_json import config_files
 from engine.checkpoint.layouts.names import (
     DEAD_TENSORS,
-    TRANSFORMER_PREFIXES,
     linear_modules,
-    shared_prefix,
     text_encoder_from_llama,
     text_encoder_to_llama,
     transformer_from_native,
@@ -226,13 +223,6 @@ def test_wans_flat_lists_follow_the_number_of_residual_blocks(res_blocks: int, d
     assert wan is not None
     assert wan.startswith(f"decoder.upsamples.{level * (res_blocks + 2) + place}.")
     assert vae_from_wan(wan, res_blocks) == name
-
-
-@pytest.mark.parametrize("names", [diffusers_transformer(), native_transformer()], ids=["diffusers", "native"])
-@given(st.sampled_from(("", *TRANSFORMER_PREFIXES)), st.data())
-def test_every_prefix_is_found_under_any_naming(names: Iterable[str], prefix: str, data: st.DataObject) -> None:
-    some = data.draw(st.sets(st.sampled_from(sorted(names)), min_size=1))
-    assert shared_prefix([prefix + name for name in some]) == prefix
 
 
 OTHER_NAMES = st.from_regex(r"(blocks|txtfusion|last|decoder|blk)(\.[a-z0-9_]{1,9}){1,5}", fullmatch=True)

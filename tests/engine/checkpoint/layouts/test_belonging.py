@@ -1,0 +1,143 @@
+"""Of what a file holds besides a component nothing gets into it, whoever saved the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.checkpoint.layouts.belonging import Ambiguous, belonging
+from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
+from tests.engine.checkpoint.layouts.layouts import (
+    language_model,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+    native_transformer,
+    prefixed,
+    save,
+    wan_vae,
+)
+from tests.engine.checkpoint.layouts.test_component import RES_BLOCKS, assert_same, refusal
+
+
+def test_of_an_all_in_one_file_every_component_is_taken(turbo: Path, tmp_path: Path) -> None:
+    transformer, vae = load_transformer(turbo), load_vae(turbo)
+    text_encoder = load_text_encoder(turbo)
+    everything = {
+        **prefixed("model.diffusion_model.", native_transformer(transformer)),
+        **prefixed("text_encoders.qwen3vl_4b.transformer.model.", language_model(text_encoder)),
+        **prefixed("first_stage_model.", wan_vae(vae, RES_BLOCKS)),
+    }
+    file = save(everything, tmp_path / "all.safetensors")
+    assert_same(open_transformer(file), transformer)
+    assert_same(open_text_encoder(file), language_model(text_encoder))
+    assert_same(open_vae(file), vae)
+
+
+def test_an_all_in_one_file_without_the_component_says_so(turbo: Path, tmp_path: Path) -> None:
+    everything = {
+        **prefixed("model.diffusion_model.", native_transformer(load_transformer(turbo))),
+        **prefixed("first_stage_model.", load_vae(turbo)),
+    }
+    message = refusal(open_text_encoder, save(everything, tmp_path / "all.safetensors"))
+    assert message == ("holds no text encoder, only a transformer (give it as transformer) and a VAE (give it as vae)")
+
+
+VAE_PREFIXES = ("vae.", "first_stage_model.")
+TEXT_PREFIXES = (
+    "text_encoders.qwen3vl_4b.transformer.model.",
+    "text_encoders.llm.model.language_model.",
+    "cond_stage_model.",
+    "text_encoder.",
+)
+
+
+@pytest.mark.parametrize("transformer_prefix", ["model.diffusion_model.", "diffusion_model.", ""])
+@pytest.mark.parametrize(("text_prefix", "vae_prefix"), [*zip(TEXT_PREFIXES, VAE_PREFIXES * 2, strict=True)])
+def test_an_all_in_one_file_is_read_under_every_savers_names(
+    turbo: Path, tmp_path: Path, transformer_prefix: str, text_prefix: str, vae_prefix: str
+) -> None:
+    transformer, text_encoder, vae = load_transformer(turbo), language_model(load_text_encoder(turbo)), load_vae(turbo)
+    root = text_prefix.partition(".")[0]
+    everything = {
+        **prefixed(transformer_prefix, native_transformer(transformer)),
+        **prefixed(text_prefix, text_encoder),
+        **prefixed(vae_prefix, wan_vae(vae, RES_BLOCKS)),
+        f"{root}.visual.patch_embed.proj.weight": torch.zeros(3),
+        "text_encoders.qwen3vl_4b.logit_scale": torch.zeros(()),
+    }
+    file = save(everything, tmp_path / "all.safetensors")
+    assert_same(open_transformer(file), transformer)
+    assert_same(open_text_encoder(file), text_encoder)
+    assert_same(open_vae(file), vae)
+
+
+def test_wrappers_around_single_modules_are_left_out_of_names(turbo: Path, tmp_path: Path) -> None:
+    """As torch.compile, FSDP and activation checkpointing put them there."""
+    original = load_transformer(turbo)
+    for wrapper in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module._orig_mod"):
+        named = {
+            name.replace("blocks.0.", f"blocks.0.{wrapper}.").replace("attn.wq.", f"attn.wq.{wrapper}."): tensor
+            for name, tensor in prefixed("_orig_mod.", native_transformer(original)).items()
+        }
+        assert_same(open_transformer(save(named, tmp_path / f"{wrapper}.safetensors")), original)
+    twice = native_transformer(original)
+    twice["blocks.0._orig_mod.attn.wq.weight"] = twice["blocks.0.attn.wq.weight"]
+    message = refusal(open_transformer, save(twice, tmp_path / "twice.safetensors"))
+    assert message == (
+        "holds a transformer more than once, or two tensors of one name, expected one, found "
+        "blocks.0._orig_mod.attn.wq.weight and blocks.0.attn.wq.weight"
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "mean"),
+    [("model.", "ema."), ("model.diffusion_model.", "model_ema."), ("online_model.", "ema_model."), ("", "ema.")],
+)
+def test_the_weights_are_taken_and_not_their_running_mean_nor_a_trainers_state(
+    turbo: Path, tmp_path: Path, own: str, mean: str
+) -> None:
+    original = load_transformer(turbo)
+    native = native_transformer(original)
+    means = {name: torch.zeros_like(tensor) for name, tensor in native.items()}
+    state = {
+        **dict.fromkeys(("epoch", "global_step", "n_averaged", f"{mean}decay", f"{mean}num_updates"), torch.zeros(())),
+        "optimizer.state.0.exp_avg": torch.zeros(3),
+        "optimizer.exp_avg.txtfusion.projector.weight": torch.zeros(3),
+        "lr_scheduler.last_epoch": torch.zeros(()),
+    }
+    file = tmp_path / "checkpoint.safetensors"
+    component = open_transformer(save({**prefixed(own, native), **prefixed(mean, means), **state}, file))
+    assert_same(component, original)
+    after = f" after {own}" if own else ""
+    assert component.layout == f"native names{after}, without {len(means) + len(state)} tensors of its training"
+    assert_same(open_transformer(save({**prefixed(mean, native), **state}, file)), original)
+
+
+def test_two_models_in_one_file_and_a_lora_that_is_not_merged_are_refused(turbo: Path, tmp_path: Path) -> None:
+    native = native_transformer(load_transformer(turbo))
+    file = save({**prefixed("generator.", native), **prefixed("critic.", native)}, tmp_path / "two.safetensors")
+    message = refusal(open_transformer, file)
+    assert message.endswith("expected one, found critic. and generator.")
+    peft = {name.replace("attn.wq.", "attn.wq.base_layer."): tensor for name, tensor in native.items()}
+    file = save(prefixed("base_model.model.", peft), tmp_path / "peft.safetensors")
+    assert_same(open_transformer(file), load_transformer(turbo))
+    peft["blocks.0.attn.wq.lora_A.default.weight"] = torch.zeros(2, 3)
+    message = refusal(open_transformer, save(prefixed("base_model.model.", peft), file))
+    assert message.startswith("holds a LoRA beside the weights that it changes; merge it into them first")
+
+
+def test_a_tensor_that_is_nobodys_stays_under_its_name(turbo: Path, tmp_path: Path) -> None:
+    tensors = prefixed("net.", native_transformer(load_transformer(turbo))) | {"logvar.linear.weight": torch.zeros(3)}
+    component = open_transformer(save(tensors, tmp_path / "model.safetensors"))
+    assert "logvar.linear.weight" in component.tensors  # which whoever checks the component names
+
+
+def test_names_without_end_are_sorted_in_bounded_time() -> None:
+    many = [
+        f"{number}.{name}" for number in range(20_000) for name in ("decoder.conv_in.weight", "embed_tokens.weight")
+    ]
+    with pytest.raises(Ambiguous):
+        belonging([*many, "txtfusion.projector.weight"], "transformer")
