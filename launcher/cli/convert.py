@@ -31,7 +31,7 @@ _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, 
 @click.option(
     "--weights",
     help="keep, bfloat16 or float32; native also fp8, int8-convrot, mxfp8 or nvfp4; sharded also fp8 or int8; gguf "
-    "q8_0, q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32.  [default: keep, or q8_0]",
+    "q8_0, q6_k, q5_k, q4_k, q3_k, q2_k, q5_1, q5_0, q4_1, q4_0, bf16, f16 or f32.  [default: keep, or q8_0]",
 )
 @click.option("--component", default="transformer", help="transformer, text_encoder or vae, for a native file.")
 @click.option("--prefix", help="Of every name in a native file, as model.diffusion_model.")
@@ -72,7 +72,7 @@ def convert(
         total = count_tensors(checkpoint, layout, component, tp)
         shown = sys.stderr is not None and sys.stderr.isatty()
         with tqdm(total=total, unit="tensor", leave=False, disable=not shown) as bar:
-            write(
+            notes = write(
                 checkpoint,
                 output,
                 layout=layout,
@@ -82,4 +82,6 @@ def convert(
                 tp=tp,
                 report=bar.update,
             )
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
     say_path(output)

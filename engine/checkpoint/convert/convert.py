@@ -15,7 +15,7 @@ import torch
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.config_json import config_files
 from engine.checkpoint.convert.quantize import Encoded, encode, header_metadata
-from engine.checkpoint.convert.writers import GGUF_TYPES, safetensors_writer, write_gguf, written_whole
+from engine.checkpoint.convert.writers import GGUF_TYPES, describe_others, safetensors_writer, write_gguf, written_whole
 from engine.checkpoint.files.stored import FLOAT_BYTES, StoredTensor, whole
 from engine.checkpoint.layouts.component import Component
 from engine.checkpoint.layouts.names import transformer_to_native, vae_to_wan
@@ -62,13 +62,14 @@ def convert(
     prefix: str = "",
     tp: int = 1,
     report: Report = lambda: None,
-) -> None:
+) -> list[str]:
     """Write `checkpoint` to `output`, a folder for the layouts diffusers and sharded, otherwise a file of a component.
 
     layout: of `LAYOUTS`. "native" are the names of the official single files, for the text encoder ComfyUI's and for
     the VAE Wan's. weights: of `WEIGHTS[layout]`. component: for a single file. prefix: of every name in a native file.
-    tp: ranks, for "sharded". report: is called for every tensor that is done. Raises `ArgumentError` for options that
-    exclude each other, `CheckpointError` for what cannot be read or written; an output that is not whole is removed.
+    tp: ranks, for "sharded". report: is called for every tensor that is done. Returns lines
+    about what in the output is not what was asked for. Raises `ArgumentError` for options that exclude each other,
+    `CheckpointError` for what cannot be read or written; an output that is not whole is removed.
     """
     if checkpoint.split_for is not None:
         allowed = "a whole checkpoint, not one that has been split for ranks, of which each has a part"
@@ -87,7 +88,7 @@ def convert(
     elif layout == "gguf":
         if component != "transformer":
             raise ArgumentError.of("component", "transformer for the layout gguf", component)
-        _write_gguf(checkpoint.components["transformer"], output, weights, report)
+        return _write_gguf(checkpoint.components["transformer"], output, weights.upper(), report)
     else:
         with written_whole(output) as folder:
             folder.mkdir(parents=True)
@@ -98,6 +99,7 @@ def convert(
                     _write_plain(checkpoint.components[name], folder / file, weights, prefix, report)
             else:
                 _write_shards(checkpoint, folder, weights, tp, report)
+    return []
 
 
 def count_tensors(checkpoint: CheckpointFiles, layout: str, component: str, tp: int) -> int:
@@ -139,15 +141,17 @@ def _write_native(component: Component, kind: str, file: Path, weights: str, pre
             writer.metadata.update(header_metadata(metadata))
 
 
-def _write_gguf(component: Component, file: Path, weights: str, report: Report) -> None:
+def _write_gguf(component: Component, file: Path, qtype: str, report: Report) -> list[str]:
     ours = {native: name for name, native in _native_names(component, "transformer").items()}
 
     def read(native: str) -> torch.Tensor:
         report()
-        return _whole(component.tensors[ours[native]]).float().reshape(shapes[native])
+        return _whole(component.tensors[ours[native]]).reshape(shapes[native])
 
     shapes = {native: _native_shape(name, component.tensors[name]) for native, name in ours.items()}
-    write_gguf(file, shapes, weights.upper(), read)
+    write_gguf(file, shapes, qtype, read)
+    others = describe_others(shapes, qtype)
+    return [] if others is None else [others]
 
 
 def _write_shards(checkpoint: CheckpointFiles, folder: Path, weights: str, tp: int, report: Report) -> None:

@@ -7,7 +7,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +18,7 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
+from engine.checkpoint.convert.k_quants import K_QUANTS, quantize_k
 from engine.checkpoint.files.mapped_file import DTYPES
 from engine.errors import CheckpointError
 
@@ -24,8 +26,12 @@ _NAMES = {getattr(torch, dtype.torch): name for name, dtype in DTYPES.items()}
 _ENTRY_BYTES = 1024  # of a header that are set aside for a tensor and what the metadata says of it
 _AT_ONCE = 1 << 26  # bytes
 
-# What the gguf library can quantise to; it only reads the K-quants.
-GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1")
+GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", *reversed(K_QUANTS))
+# In place of a K-quant for columns that 256 does not divide: what llama.cpp takes, but for IQ4_NL, which nothing here
+# writes, Q4_0, which is as large.
+_INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+_UNLIMITED = ("F32", "BF16")
+_LARGEST = 65504.0  # what float16 holds, in which the other types have scales and offsets
 _ARCHITECTURE = "krea2"
 _SMALL = 1024  # elements up to which a tensor stays float32
 
@@ -94,29 +100,91 @@ class SafetensorsWriter:
         self._file.write(self._room.to_bytes(8, "little") + data.ljust(self._room))
 
 
+def gguf_types(shapes: Mapping[str, tuple[int, ...]], qtype: str) -> dict[str, str]:
+    """Return as what each tensor of these shapes is written, of `GGUF_TYPES`.
+
+    Matrices as `qtype`; those whose columns a K-quant's blocks of 256 do not divide, as the type of blocks of 32 that
+    llama.cpp takes for it. Vectors, tensors of at most 1,024 elements and matrices that fit no block are F32.
+    """
+    return {name: _type(shape, (qtype, _INSTEAD.get(qtype, qtype))) for name, shape in shapes.items()}
+
+
+def describe_others(shapes: Mapping[str, tuple[int, ...]], qtype: str) -> str | None:
+    """Say how many matrices of these shapes do not become `qtype`, since its blocks do not fit, and what they are."""
+    matrices = [kind for name, kind in gguf_types(shapes, qtype).items() if _is_matrix(shapes[name])]
+    others = Counter(kind for kind in matrices if kind != qtype)
+    if not others:
+        return None
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType[qtype]]
+    listed = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+    counted = f"{len(matrices) - others.total()} of {len(matrices)} matrices are {qtype}"
+    return f"{counted}; the others, whose columns are no multiple of {block}: {listed}"
+
+
 def write_gguf(
     path: Path, shapes: Mapping[str, tuple[int, ...]], qtype: str, read: Callable[[str], torch.Tensor]
 ) -> None:
     """Write a GGUF file, by llama.cpp's own library, of the CPU tensors that `read` gives by name, one at a time.
 
-    Matrices are written as `qtype`, one of `GGUF_TYPES`; vectors, tensors of at most 1,024 elements and matrices whose
-    columns do not fit the type's blocks as F32, as the usual converters do it. Raises as `written_whole`.
+    qtype: of `GGUF_TYPES`; which tensors become that, `gguf_types` says. Raises as `written_whole`, before anything is
+    read if the disk has no room, and for numbers that a type cannot hold.
     """
-    types = {name: _type(shape, GGMLQuantizationType[qtype]) for name, shape in shapes.items()}
+    types = gguf_types(shapes, qtype)
+    sizes = {name: _bytes(shape, types[name]) for name, shape in shapes.items()}
+    _check_room(path, sum(sizes.values()))
     with written_whole(path) as temporary, closing(GGUFWriter(temporary, _ARCHITECTURE)) as writer:
         for name, shape in shapes.items():
-            block, block_bytes = GGML_QUANT_SIZES[types[name]]
-            size = math.prod(shape) // block * block_bytes
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=types[name])
+            raw = GGMLQuantizationType[types[name]]
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), sizes[name], raw_dtype=raw)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for name in shapes:
-            writer.write_tensor_data(quantize(read(name).float().contiguous().numpy(), types[name]))
+            tensor = read(name)
+            _check_numbers(path, name, tensor, types[name])
+            writer.write_tensor_data(_quantized(tensor, types[name]))
 
 
-def _type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    block, _ = GGML_QUANT_SIZES[wanted]
-    if len(shape) < 2 or math.prod(shape) <= _SMALL or shape[-1] % block:
-        return GGMLQuantizationType.F32
-    return wanted
+def _type(shape: tuple[int, ...], wanted: Iterable[str]) -> str:
+    if _is_matrix(shape):
+        for name in wanted:
+            if shape[-1] % GGML_QUANT_SIZES[GGMLQuantizationType[name]][0] == 0:
+                return name
+    return "F32"
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return len(shape) >= 2 and math.prod(shape) > _SMALL
+
+
+def _bytes(shape: tuple[int, ...], qtype: str) -> int:
+    block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[qtype]]
+    return math.prod(shape) // block * block_bytes
+
+
+def _quantized(tensor: torch.Tensor, qtype: str) -> np.ndarray:
+    if qtype in K_QUANTS:
+        return quantize_k(tensor, qtype)
+    return quantize(tensor.float().contiguous().numpy(), GGMLQuantizationType[qtype])
+
+
+def _check_numbers(path: Path, name: str, tensor: torch.Tensor, qtype: str) -> None:
+    """Quantised, what is not finite or too large would be other numbers."""
+    if qtype in _UNLIMITED or not tensor.numel():
+        return
+    low, high = (value.item() for value in tensor.aminmax())
+    if not (low >= -_LARGEST and high <= _LARGEST):  # NaN is neither
+        expected = f"finite ones of at most {_LARGEST:.0f}, or f32 or bf16 for --weights"
+        problem = f"cannot be {qtype}: holds other numbers than a float16 does"
+        raise CheckpointError.of(path, problem, name=name, expected=expected, found=f"{low:.6g} to {high:.6g}")
+
+
+def _check_room(path: Path, needed: int) -> None:
+    """Quantising takes minutes, and the size is known before."""
+    try:
+        free = shutil.disk_usage(path.parent).free
+    except OSError:
+        return  # which the first write tells
+    if 0 < free < needed:  # some network disks say 0
+        problem = "cannot be written: the disk has too little room"
+        raise CheckpointError.of(path, problem, expected=f"{needed / 1e9:.3g} GB", found=f"{free / 1e9:.3g} GB")
