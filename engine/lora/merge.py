@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 
 import torch
 
-from engine.checkpoint.files.stored import Bounds, StoredTensor
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.files.stored import FLOAT_BYTES, Bounds, StoredTensor
 from engine.checkpoint.layouts.tensors import Source
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
@@ -17,6 +21,26 @@ from engine.lora.files import open_adapter
 from engine.parallel.group import LocalGroup
 
 _CPU = torch.device("cpu")
+_INSTEAD = "load it without merging, or use quantization none"
+
+
+@contextmanager
+def merged(checkpoint: CheckpointFiles, engine: EngineConfig) -> Iterator[CheckpointFiles]:
+    """Gives the checkpoint with the adapters of `engine.merge_loras` in its transformer, for it to be written anew.
+
+    engine: its quantization is what the transformer is to be written in, and refuses what `MergedWeights` does. Raises
+    as that.
+    """
+    instead = "write it with weights bfloat16, or convert the one that it was made from by rounding"
+    weights = MergedWeights(checkpoint, engine, instead=instead)
+    transformer = checkpoint.components["transformer"]
+    tensors = {source.name: weights.stored("transformer", source) for source in weights.sources["transformer"]}
+    result = copy(checkpoint)
+    result.components = {**checkpoint.components, "transformer": replace(transformer, tensors=tensors)}
+    try:
+        yield result
+    finally:
+        weights.close()
 
 
 class MergedWeights:
@@ -25,15 +49,16 @@ class MergedWeights:
     Each rank reads the slices that it keeps, but for DoRA, whose norms are those of whole rows, or columns.
     """
 
-    def __init__(self, weights: Weights, engine: EngineConfig) -> None:
-        """Opens the adapters. Raises `LoraError`, and `ArgumentError` for a checkpoint that was split for ranks."""
-        self._weights = weights
+    def __init__(self, weights: Weights, engine: EngineConfig, *, instead: str = _INSTEAD) -> None:
+        """Opens the adapters. instead: what to do where weights would be rounded twice. Raises `LoraError`, and
+        `ArgumentError` for a checkpoint that was split for ranks."""
+        self._weights, self._instead = weights, instead
         self.config, self.sources = weights.config, weights.sources
         self._adapters = [
             (open_adapter(path, weights.config, lenient=engine.lora_lenient), strength)
             for path, strength in engine.merge_loras
         ]
-        self._dequantizes = engine.quantization == "none"
+        self._quantization = engine.quantization
         names = {source.name for source in self.sources["transformer"]}
         changes = [(adapter, change) for adapter, _ in self._adapters for change in adapter.changes.values()]
         if any(change.source.name not in names for _, change in changes):
@@ -47,7 +72,8 @@ class MergedWeights:
                 raise LoraError(f"{adapter.path}: {change.layer} has no bias that diff_b could be merged into")
 
     def stored(self, component: str, source: Source) -> StoredTensor:
-        """Returns a tensor with what changes it. Raises `ArgumentError` where it would have to be quantised again."""
+        """Returns a tensor with what changes it. Raises `ArgumentError` where it would have to be quantised again: what
+        is small beside the format's steps, as most of a LoRA, vanishes in a second rounding to the same numbers."""
         stored = self._weights.stored(component, source)
         layer, _, kind = source.name.rpartition(".")
         if component != "transformer" or kind not in ("weight", "bias"):
@@ -60,11 +86,10 @@ class MergedWeights:
         ]
         if not changes:
             return stored
-        if stored.weight_format != "float" and not self._dequantizes:
+        if _rounds_again(stored, self._quantization):
             raise ArgumentError(
-                f"merge_loras would have to round {source.name}, which the checkpoint stores in 8 bits "
-                f"({stored.format}), once more, and lose most of the LoRA: load it without merging, or use "
-                "quantization none",
+                f"merge_loras would have to round {source.name}, which the checkpoint has as {stored.format}, once "
+                f"more, and lose most of the LoRA: {self._instead}",
                 parameter="merge_loras",
             )
         return _Merged(stored, kind, changes, lambda source: self._weights.stored(component, source))
@@ -73,6 +98,12 @@ class MergedWeights:
         self._weights.close()
         for adapter, _ in self._adapters:
             adapter.close()
+
+
+def _rounds_again(stored: StoredTensor, quantization: str) -> bool:
+    if quantization == "none":
+        return False
+    return stored.weight_format != "float" or (quantization != "auto" and stored.format not in FLOAT_BYTES)
 
 
 class _Merged(StoredTensor):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from engine.config.engine_config import PARTS, EngineConfig
-from engine.errors import ArgumentError
+from engine.config.model_config import ModelConfig
+from engine.errors import ArgumentError, printable
 from launcher.cli.options.command import Command
-from launcher.cli.options.engine_options import table_options
+from launcher.cli.options.engine_options import given, table_options
 from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say_path
 
@@ -36,6 +38,8 @@ _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, 
 @click.option("--component", default="transformer", help="transformer, text_encoder or vae, for a native file.")
 @click.option("--prefix", help="Of every name in a native file, as model.diffusion_model.")
 @click.option("--tp", type=WHOLE_NUMBER, default=1, help="Ranks, for sharded.")
+@table_options("loras", help="A LoRA file, or demo-outlined, to add to the weights for good. May be repeated.")
+@table_options("lora_lenient")
 def convert(
     output: Path,
     *,
@@ -45,14 +49,17 @@ def convert(
     component: str,
     prefix: str | None,
     tp: int,
-    **parts: Any,
+    loras: tuple[str, ...],
+    **options: Any,
 ) -> None:
-    """Write a checkpoint to OUTPUT in another layout, quantised, or split for ranks. Prints OUTPUT when it is whole."""
+    """Write a checkpoint to OUTPUT in another layout, quantised, split for ranks, or with LoRAs in it. Prints OUTPUT
+    when it is whole."""
     from tqdm import tqdm
 
     from engine.checkpoint.checkpoint_files import CheckpointFiles
-    from engine.checkpoint.convert.convert import COMPONENTS, LAYOUTS, count_tensors
+    from engine.checkpoint.convert.convert import COMPONENTS, LAYOUTS, count_tensors, quantization_of
     from engine.checkpoint.convert.convert import convert as write
+    from engine.lora.merge import merged
     from launcher.setup.hub import find_model
 
     component = component.replace("-", "_")  # as in --text-encoder
@@ -67,8 +74,18 @@ def convert(
         if its_layout == layout and output.suffix != suffix:
             fits = f"a file's name that ends in {suffix} for the layout {layout}"
             raise ArgumentError.of("output", fits, str(output))
-    engine = EngineConfig(model=find_model(model), tp=tp, **parts)
-    with closing(CheckpointFiles.open(engine, as_it_is=True)) as checkpoint:
+    if loras and component != "transformer" and layout == "native":
+        raise ArgumentError(f"lora changes the transformer, and {component} is what is written", parameter="lora")
+    weights = weights or ("q8_0" if layout == "gguf" else "keep")
+    engine = EngineConfig(
+        model=find_model(model), tp=tp, quantization=quantization_of(layout, weights), **given(options)
+    )
+    with ExitStack() as cleanup:
+        checkpoint = cleanup.enter_context(closing(CheckpointFiles.open(engine, as_it_is=True)))
+        described: list[dict[str, Any]] = []
+        if loras:
+            engine, described = _with_loras(engine, loras, checkpoint.config)
+            checkpoint = cleanup.enter_context(merged(checkpoint, engine))
         total = count_tensors(checkpoint, layout, component, tp)
         shown = sys.stderr is not None and sys.stderr.isatty()
         with tqdm(total=total, unit="tensor", leave=False, disable=not shown) as bar:
@@ -76,12 +93,32 @@ def convert(
                 checkpoint,
                 output,
                 layout=layout,
-                weights=weights or ("q8_0" if layout == "gguf" else "keep"),
+                weights=weights,
                 component=component,
                 prefix=prefix or "",
                 tp=tp,
+                merged=described,
                 report=bar.update,
             )
     for note in notes:
         click.echo(f"note: {note}", err=True)
     say_path(output)
+
+
+def _with_loras(
+    engine: EngineConfig, loras: tuple[str, ...], model: ModelConfig
+) -> tuple[EngineConfig, list[dict[str, Any]]]:
+    """Check LoRA files, and return the configuration that merges them, and what will be said of them. Warns of what is
+    left out."""
+    from launcher.provenance.file_hashes import find_hash
+    from launcher.requests.lora_files import describe_skipped, file_in, open_lora, parse_lora
+
+    files = [parse_lora(lora) for lora in loras]
+    for file in files:
+        opened = open_lora(file.path, model, lenient=engine.lora_lenient)
+        if opened.skipped:
+            click.echo(printable(f"warning: {file.path}: {describe_skipped(opened)}"), err=True)
+    described = [
+        {"name": file.name, "strength": file.strength, "sha256": find_hash(Path(file_in(file.path)))} for file in files
+    ]
+    return replace(engine, merge_loras=tuple((file.path, file.strength) for file in files)), described

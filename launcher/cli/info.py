@@ -14,9 +14,10 @@ import click
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.open import open_tensor_file
-from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.layouts.names import is_lora
 from engine.checkpoint.layouts.presharded import split_degrees
+from engine.checkpoint.merged_loras import read_merged_loras
 from engine.checkpoint.part_paths import find_parts
 from engine.checkpoint.weight_format import ComponentSummary, summarize
 from engine.config.engine_config import PARTS, EngineConfig
@@ -121,7 +122,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
     for name, component in checkpoint.components.items():
         stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources_in_files_of(name))
         files.append(f"  {name.replace('_', ' '):<14}{component.file.path}")
-        files.append(f"  {'':<14}{component.layout}: {stored}")
+        files.append(f"  {'':<14}{component.layout}: {stored}{_merged_into(name, component)}")
     plan_lines: list[str] = []
     if config.memory_budget is not None or config.offload:
         nccl = config.dtype != "float32"  # which stands for a CPU here
@@ -201,6 +202,7 @@ def describe_file(path: Path) -> str:
         component.file.close()
         stored = _counted(tensor.format for tensor in component.tensors.values())
         numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
+        stored += _merged_into(name, component)
         parts.append(f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n  {numbers:,} parameters")
     if parts:
         listed = "\n".join(parts)
@@ -252,6 +254,12 @@ def _read(config: EngineConfig) -> CheckpointFiles:
     checkpoint = CheckpointFiles.open(config)
     checkpoint.close()
     return checkpoint
+
+
+def _merged_into(name: str, component: Component) -> str:
+    loras = read_merged_loras(component.file.metadata) if name == "transformer" else []
+    listed = ", ".join(f"{lora['name']} at {lora['strength']:g}" for lora in loras)
+    return f"; with {listed} merged into it" if loras else ""
 
 
 def _counted(formats: Iterable[str]) -> str:

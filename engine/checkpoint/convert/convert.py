@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,14 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.config_json import config_files
 from engine.checkpoint.convert.quantize import Encoded, encode, header_metadata
 from engine.checkpoint.convert.writers import GGUF_TYPES, describe_others, safetensors_writer, write_gguf, written_whole
+from engine.checkpoint.files.mapped_file import DTYPES
 from engine.checkpoint.files.stored import FLOAT_BYTES, StoredTensor, whole
 from engine.checkpoint.layouts.component import Component
 from engine.checkpoint.layouts.names import transformer_to_native, vae_to_wan
 from engine.checkpoint.layouts.presharded import FULL_PRECISION, component_file
 from engine.checkpoint.layouts.tensors import sources_by_parameter
 from engine.checkpoint.load import LoadOptions, read_parameter
+from engine.checkpoint.merged_loras import merged_loras_entry
 from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, INT8, MXFP8, NVFP4
 from engine.checkpoint.tokenizer_files import find_tokenizer
 from engine.errors import ArgumentError
@@ -38,6 +40,7 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
     "gguf": ("q8_0", *(name.lower() for name in GGUF_TYPES if name != "Q8_0")),
     "sharded": ("keep", *FLOATS, "fp8", "int8"),
 }
+_GGUF_FLOATS = ("bf16", "f16", "f32")
 # Of the layout diffusers.
 _FILES = {
     "transformer": "transformer/diffusion_pytorch_model.safetensors",
@@ -52,6 +55,14 @@ _LONGEST_PREFIX = 100  # characters
 Report = Callable[[], None]
 
 
+def quantization_of(layout: str, weights: str) -> str:
+    """Return what `EngineConfig.quantization` calls the most like what becomes of weights: "none" where all will be
+    floats, "auto" where those in 8 bits stay so, otherwise "fp8" or "int8"."""
+    if weights in ("keep", *FLOATS, *_GGUF_FLOATS):
+        return "auto" if layout == "sharded" and weights == "keep" else "none"
+    return "int8" if weights == "int8" else "fp8"
+
+
 def convert(
     checkpoint: CheckpointFiles,
     output: Path,
@@ -61,15 +72,18 @@ def convert(
     component: str = "transformer",
     prefix: str = "",
     tp: int = 1,
+    merged: Sequence[Mapping[str, Any]] = (),
     report: Report = lambda: None,
 ) -> list[str]:
     """Write `checkpoint` to `output`, a folder for the layouts diffusers and sharded, otherwise a file of a component.
 
     layout: of `LAYOUTS`. "native" are the names of the official single files, for the text encoder ComfyUI's and for
     the VAE Wan's. weights: of `WEIGHTS[layout]`. component: for a single file. prefix: of every name in a native file.
-    tp: ranks, for "sharded". report: is called for every tensor that is done. Returns lines
-    about what in the output is not what was asked for. Raises `ArgumentError` for options that exclude each other,
-    `CheckpointError` for what cannot be read or written; an output that is not whole is removed.
+    tp: ranks, for "sharded". merged: LoRAs that the transformer of `checkpoint` has in it, as `merged_loras_entry` has
+    them, which its file will tell. report: is called for every tensor that is done. Returns lines about what in the
+    output is not what was asked for. Raises `ArgumentError` for options that exclude each other, `CheckpointError` for
+    what cannot be read or written, `LoraError` for a LoRA that makes weights overflow; an output that is not whole is
+    removed.
     """
     if checkpoint.split_for is not None:
         allowed = "a whole checkpoint, not one that has been split for ranks, of which each has a part"
@@ -83,12 +97,14 @@ def convert(
         raise ArgumentError.of("weights", f"one of {', '.join(WEIGHTS[layout])} for the layout {layout}", weights)
     if os.path.lexists(output):
         raise ArgumentError.of("output", "a path that does not exist yet", str(output))
+    notes: dict[str, dict[str, str]] = {name: {} for name in COMPONENTS}
+    notes["transformer"] = merged_loras_entry(checkpoint.components["transformer"].file.metadata, merged)
     if layout == "native":
-        _write_native(checkpoint.components[component], component, output, weights, prefix, report)
+        _write_native(checkpoint.components[component], component, output, weights, prefix, notes[component], report)
     elif layout == "gguf":
         if component != "transformer":
             raise ArgumentError.of("component", "transformer for the layout gguf", component)
-        return _write_gguf(checkpoint.components["transformer"], output, weights.upper(), report)
+        return _write_gguf(checkpoint.components["transformer"], output, weights.upper(), notes["transformer"], report)
     else:
         with written_whole(output) as folder:
             folder.mkdir(parents=True)
@@ -96,9 +112,9 @@ def convert(
             if layout == "diffusers":
                 for name, file in _FILES.items():
                     prefix = _TEXT_ENCODER_PREFIX if name == "text_encoder" else ""
-                    _write_plain(checkpoint.components[name], folder / file, weights, prefix, report)
+                    _write_plain(checkpoint.components[name], folder / file, weights, prefix, notes[name], report)
             else:
-                _write_shards(checkpoint, folder, weights, tp, report)
+                _write_shards(checkpoint, folder, weights, tp, notes, report)
     return []
 
 
@@ -115,15 +131,19 @@ def count_tensors(checkpoint: CheckpointFiles, layout: str, component: str, tp: 
 # ---- the layouts
 
 
-def _write_plain(component: Component, file: Path, weights: str, prefix: str, report: Report) -> None:
+def _write_plain(
+    component: Component, file: Path, weights: str, prefix: str, notes: Mapping[str, str], report: Report
+) -> None:
     with safetensors_writer(file, len(component.tensors)) as writer:
-        writer.metadata["format"] = "pt"
+        writer.metadata |= {"format": "pt", **notes}
         for name, tensor in component.tensors.items():
             writer.add(prefix + name, _as_float(tensor, weights))
             report()
 
 
-def _write_native(component: Component, kind: str, file: Path, weights: str, prefix: str, report: Report) -> None:
+def _write_native(
+    component: Component, kind: str, file: Path, weights: str, prefix: str, notes: Mapping[str, str], report: Report
+) -> None:
     names = _native_names(component, kind)
     metadata: dict[str, dict[str, Any]] = {}
     with safetensors_writer(file, _MOST_PARTS * len(names)) as writer:
@@ -137,11 +157,12 @@ def _write_native(component: Component, kind: str, file: Path, weights: str, pre
             else:
                 writer.add(theirs, _as_float(tensor, weights).reshape(_native_shape(name, tensor)))
             report()
+        writer.metadata |= notes
         if metadata:
-            writer.metadata.update(header_metadata(metadata))
+            writer.metadata |= header_metadata(metadata)
 
 
-def _write_gguf(component: Component, file: Path, qtype: str, report: Report) -> list[str]:
+def _write_gguf(component: Component, file: Path, qtype: str, notes: Mapping[str, str], report: Report) -> list[str]:
     ours = {native: name for name, native in _native_names(component, "transformer").items()}
 
     def read(native: str) -> torch.Tensor:
@@ -149,14 +170,21 @@ def _write_gguf(component: Component, file: Path, qtype: str, report: Report) ->
         return _whole(component.tensors[ours[native]]).reshape(shapes[native])
 
     shapes = {native: _native_shape(name, component.tensors[name]) for native, name in ours.items()}
-    write_gguf(file, shapes, qtype, read)
+    write_gguf(file, shapes, qtype, read, notes)
     others = describe_others(shapes, qtype)
     return [] if others is None else [others]
 
 
-def _write_shards(checkpoint: CheckpointFiles, folder: Path, weights: str, tp: int, report: Report) -> None:
+def _write_shards(
+    checkpoint: CheckpointFiles,
+    folder: Path,
+    weights: str,
+    tp: int,
+    notes: Mapping[str, Mapping[str, str]],
+    report: Report,
+) -> None:
     checkpoint.config.check_parallel(tp)
-    quantization = {"keep": "auto", "fp8": "fp8", "int8": "int8"}.get(weights, "none")
+    quantization = quantization_of("sharded", weights)
     options = LoadOptions(torch.device("cpu"), FLOATS.get(weights, torch.bfloat16), quantization)
     for rank in range(tp):
         for component in COMPONENTS:
@@ -175,20 +203,23 @@ def _write_shards(checkpoint: CheckpointFiles, folder: Path, weights: str, tp: i
                     if any(checkpoint.stored(component, source).full_precision for source in together):
                         full_precision.append(name)
                     report()
-                writer.metadata[FULL_PRECISION] = json.dumps(full_precision)
+                writer.metadata |= {FULL_PRECISION: json.dumps(full_precision), **notes[component]}
 
 
 # ---- a tensor
 
 
-def _whole(tensor: StoredTensor) -> torch.Tensor:
-    return tensor.read(whole(tensor.shape))
+def _whole(tensor: StoredTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """All values, in a dtype if one is given. Raises `LoraError` where a LoRA made them too large for it."""
+    values = tensor.read(whole(tensor.shape)).to(dtype)
+    if not all(map(math.isfinite, values.aminmax())) and (error := tensor.not_finite(whole(tensor.shape))) is not None:
+        raise error
+    return values
 
 
 def _as_float(tensor: StoredTensor, weights: str) -> torch.Tensor:
-    values = _whole(tensor)
-    keeps = weights not in FLOATS and tensor.format in FLOAT_BYTES
-    return values if keeps else values.to(FLOATS.get(weights, torch.bfloat16))
+    own = DTYPES[tensor.format].torch if tensor.format in FLOAT_BYTES else "bfloat16"
+    return _whole(tensor, FLOATS.get(weights, getattr(torch, own)))
 
 
 def _is_quantized(kind: str, name: str, tensor: StoredTensor) -> bool:

@@ -122,9 +122,14 @@ def describe_others(shapes: Mapping[str, tuple[int, ...]], qtype: str) -> str | 
 
 
 def write_gguf(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], qtype: str, read: Callable[[str], torch.Tensor]
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    qtype: str,
+    read: Callable[[str], torch.Tensor],
+    notes: Mapping[str, str] = {},
 ) -> None:
-    """Write a GGUF file, by llama.cpp's own library, of the CPU tensors that `read` gives by name, one at a time.
+    """Write a GGUF file, by llama.cpp's own library, of the CPU tensors that `read` gives by name, one at a time, and
+    with `notes` in its metadata.
 
     qtype: of `GGUF_TYPES`; which tensors become that, `gguf_types` says. Raises as `written_whole`, before anything is
     read if the disk has no room, and for numbers that a type cannot hold.
@@ -133,6 +138,8 @@ def write_gguf(
     sizes = {name: _bytes(shape, types[name]) for name, shape in shapes.items()}
     _check_room(path, sum(sizes.values()))
     with written_whole(path) as temporary, closing(GGUFWriter(temporary, _ARCHITECTURE)) as writer:
+        for key, text in notes.items():
+            writer.add_string(key, text)
         for name, shape in shapes.items():
             raw = GGMLQuantizationType[types[name]]
             writer.add_tensor_info(name, shape, np.dtype(np.float32), sizes[name], raw_dtype=raw)

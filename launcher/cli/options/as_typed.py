@@ -13,7 +13,8 @@ from engine.errors import ArgumentError, Krea2Error
 _WORD = re.compile(r"(?<![\w./'\"-])[a-z]+(?:_[a-z]+)*(?![\w/'\"\[-]|\.\w)")
 _SUBJECT = re.compile(r"[a-z_]+(?: × [a-z_]+)*")  # what a message begins with, as width × height
 OPTIONS_ALONE = ("tp", "sp", "offload")  # which mean the option wherever an error about options has them
-_ENGINES = {"merge_loras": "merge_lora"}  # options that the engine calls otherwise
+# Options that the engine calls otherwise, each the first of these that the command has: convert merges every --lora.
+_ENGINES = {"merge_loras": ("merge_lora", "loras")}
 _WHOLE = re.compile(r"(, got -?\d+)\.0$")  # of an option that may have a fraction, and was given none
 
 
@@ -38,7 +39,9 @@ def as_typed(error: Krea2Error, context: click.Context) -> str:
     flags |= {name: name.upper() for name in arguments}
     given = {flags[name] for name in flags if context.params.get(name) not in (None, ())}
     flags |= {flag.strip("-").replace("-", "_"): flag for flag in flags.values()}  # as `limit`, of limits
-    flags |= {name: flags[option] for name, option in _ENGINES.items() if option in flags}
+    for name, known in _ENGINES.items():
+        if (option := next(filter(flags.__contains__, known), None)) is not None:
+            flags[name] = flags[option]
     names = {name for name in flags if "_" in name and name not in PARTS}
     subject = None
     if isinstance(error, ArgumentError):
