@@ -110,8 +110,9 @@ def _with_loras(
 ) -> tuple[EngineConfig, list[dict[str, Any]]]:
     """Check LoRA files, and return the configuration that merges them, and what will be said of them. Warns of what is
     left out."""
+    from engine.lora.folders import file_in
     from launcher.provenance.file_hashes import find_hash
-    from launcher.requests.lora_files import describe_skipped, file_in, open_lora, parse_lora
+    from launcher.requests.lora_files import describe_skipped, open_lora, parse_lora
 
     files = [parse_lora(lora) for lora in loras]
     for file in files:
@@ -119,6 +120,6 @@ def _with_loras(
         if opened.skipped:
             click.echo(printable(f"warning: {file.path}: {describe_skipped(opened)}"), err=True)
     described = [
-        {"name": file.name, "strength": file.strength, "sha256": find_hash(Path(file_in(file.path)))} for file in files
+        {"name": file.name, "strength": file.strength, "sha256": find_hash(file_in(file.path))} for file in files
     ]
     return replace(engine, merge_loras=tuple((file.path, file.strength) for file in files)), described

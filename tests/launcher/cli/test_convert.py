@@ -44,12 +44,31 @@ def test_the_demo_in_8_bits_draws_the_same_picture(
         (["--weights", "fp8"], "--weights must be one of keep, bfloat16, float32 for the layout diffusers, got 'fp8'"),
         (["--tp", "3"], "--tp must be one of 1, 2, 4, got 3"),
         (["--model", "nowhere/at/all"], "nowhere/at/all: there is no such folder or file"),
+        (["--lora", "nowhere.safetensors"], "nowhere.safetensors: No such file or directory"),
+        (["--lora", "demo-outlined:11"], "the strength of a LoRA must be between -10 and 10, got 11"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line(krea2: Krea2, tmp_path: Path, arguments: list[str], message: str) -> None:
     code, stdout, stderr = krea2("convert", str(tmp_path / "out"), *arguments)
     assert (code, stdout, stderr) == (2, "", f"error: {message}\n")
     assert not os.listdir(tmp_path)
+
+
+def test_loras_become_part_of_what_is_written(krea2: Krea2, tmp_path: Path) -> None:
+    file, rounded = (str(tmp_path / f"{name}.safetensors") for name in ("outlined", "rounded"))
+    native = ("--layout", "native", "--lora", "demo-outlined:0.5", "--lora", "again=demo-outlined:0.5")
+    assert krea2("convert", file, *native, "--weights", "float32") == (0, f"{file}\n", "")
+    assert "; with demo-outlined at 0.5, again at 0.5 merged into it\n" in krea2("info", file)[1]
+    code, _, stderr = krea2("convert", str(tmp_path / "vae.safetensors"), *native, "--component", "vae")
+    assert (code, stderr) == (2, "error: --lora changes the transformer, and vae is what is written\n")
+
+    assert krea2("convert", rounded, *native[:2], "--weights", "fp8") == (0, f"{rounded}\n", "")
+    parts = ("--model", "demo", "--transformer", rounded)
+    code, _, stderr = krea2("convert", str(tmp_path / "twice.safetensors"), *native, "--weights", "fp8", *parts)
+    assert code == 2
+    assert stderr.startswith("error: --lora would have to round ")
+    assert ", which the checkpoint has as float8_e4m3fn, once more, and lose most of the LoRA: write it " in stderr
+    assert sorted(os.listdir(tmp_path)) == ["outlined.safetensors", "rounded.safetensors"]
 
 
 def test_a_file_s_suffix_does_not_contradict_its_layout(krea2: Krea2, tmp_path: Path) -> None:
