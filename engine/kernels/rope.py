@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels.jit import Kernel, Operation, power_of_2, tl
+from engine.kernels.packing import Packing
 
 Place = Callable[[torch.Tensor], torch.Tensor]  # moves a table to another device
 _HEADS_AT_ONCE = 16  # of a program: enough elements for 16-byte loads
@@ -55,21 +56,23 @@ def norm_rotate_(
     rotations: torch.Tensor | None,
     *,
     halves: bool = False,
+    packing: Packing | None = None,
 ) -> None:
     """Norms each head of q and k by its RMS, then rotates its pairs, in place.
 
     query, key: (tokens, heads or kv_heads, head_dim), views into one packed q|k|… matrix, k right after q; query_norm,
-    key_norm: (head_dim,) float32; rotations: (tokens, head_dim / 2) complex64, or None for no rotation (text fusion).
-    Pairs are neighbours (x[2i], x[2i + 1]), or with `halves` (x[i], x[i + head_dim / 2]) as Qwen has them. As in
-    diffusers and transformers the norm's output is rounded to the model's dtype before it is rotated in float32.
+    key_norm: (head_dim,) float32, or either (segments, head_dim), of the rows' packing; rotations: (tokens, head_dim /
+    2) complex64, or None for no rotation (text fusion). Pairs are neighbours (x[2i], x[2i + 1]), or with `halves`
+    (x[i], x[i + head_dim / 2]) as Qwen has them. As in diffusers and transformers the norm's output is rounded to the
+    model's dtype before it is rotated in float32.
     """
     for heads, weight in ((query, query_norm), (key, key_norm)):
-        heads.copy_(_norm_rotated(heads, weight, eps, rotations, halves=halves))
+        heads.copy_(_norm_rotated(heads, weight, eps, rotations, packing, halves=halves))
 
 
 @norm_rotate_.on_gpu
-def norm_rotate_triton_(query, key, query_norm, key_norm, eps, rotations, *, halves=False) -> None:
-    _launch((query, key), query_norm, key_norm, eps, rotations, halves=halves)
+def norm_rotate_triton_(query, key, query_norm, key_norm, eps, rotations, *, halves=False, packing=None) -> None:
+    _launch((query, key), query_norm, key_norm, eps, rotations, packing, halves=halves)
 
 
 @Operation
@@ -82,6 +85,8 @@ def norm_rotate_to_ranks(
     eps: float,
     rotations: torch.Tensor | None,
     ranks: int,
+    *,
+    packing: Packing | None = None,
 ) -> torch.Tensor:
     """Returns q and k as `norm_rotate_` makes them, and v, laid out for ranks of which each gets some heads: (ranks,
     tokens, (heads + 2 · kv_heads) · head_dim / ranks), a row being [q | k | v] of the rank's heads.
@@ -90,7 +95,7 @@ def norm_rotate_to_ranks(
     the same rank, so that query heads stay with the key/value head that they share. Pairs are neighbours.
     """
     rotated = [
-        _norm_rotated(heads, weight, eps, rotations).to(heads.dtype)
+        _norm_rotated(heads, weight, eps, rotations, packing).to(heads.dtype)
         for heads, weight in ((query, query_norm), (key, key_norm))
     ]
     parts = [heads.unflatten(1, (ranks, -1)).transpose(0, 1) for heads in (*rotated, value)]
@@ -98,15 +103,28 @@ def norm_rotate_to_ranks(
 
 
 @norm_rotate_to_ranks.on_gpu
-def norm_rotate_to_ranks_triton(query, key, value, query_norm, key_norm, eps, rotations, ranks) -> torch.Tensor:
-    return _launch((query, key, value), query_norm, key_norm, eps, rotations, ranks=ranks)
+def norm_rotate_to_ranks_triton(
+    query, key, value, query_norm, key_norm, eps, rotations, ranks, *, packing=None
+) -> torch.Tensor:
+    return _launch((query, key, value), query_norm, key_norm, eps, rotations, packing, ranks=ranks)
 
 
 def _norm_rotated(
-    heads: torch.Tensor, weight: torch.Tensor, eps: float, rotations: torch.Tensor | None, *, halves: bool = False
+    heads: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    rotations: torch.Tensor | None,
+    packing: Packing | None,
+    *,
+    halves: bool = False,
 ) -> torch.Tensor:
     """Returns (tokens, heads, head_dim), in float32 where it is rotated, which the caller rounds."""
-    normed = F.rms_norm(heads.float(), weight.shape, weight, eps).to(heads.dtype)
+    if weight.dim() == 1:
+        normed = F.rms_norm(heads.float(), weight.shape, weight, eps).to(heads.dtype)
+    else:
+        assert packing is not None
+        of_rows = weight.index_select(0, packing.row_segments)[:, None]
+        normed = F.rms_norm(heads.float(), heads.shape[-1:], None, eps).mul_(of_rows).to(heads.dtype)
     if rotations is None:
         return normed
     if halves:
@@ -116,7 +134,7 @@ def _norm_rotated(
     return torch.view_as_real(pairs * rotations[:, None]).flatten(-2)
 
 
-def _launch(parts, query_norm, key_norm, eps, rotations, *, ranks=0, halves=False) -> torch.Tensor:
+def _launch(parts, query_norm, key_norm, eps, rotations, packing, *, ranks=0, halves=False) -> torch.Tensor:
     """Launches a program for some heads of a row: of q and k, in place, or with `ranks` of q, k and v, to what is sent
     to these. Returns q, or what is sent."""
     query, key = parts[:2]
@@ -128,29 +146,40 @@ def _launch(parts, query_norm, key_norm, eps, rotations, *, ranks=0, halves=Fals
         assert part.data_ptr() == query.data_ptr() + heads_before * head_dim * query.element_size()
         assert tokens == 1 or part.stride() == (query.stride(0), head_dim, 1)
     all_heads = sum(part.shape[1] for part in parts)
+    by_segment = [norm.dim() == 2 for norm in (query_norm, key_norm)]
+    query_step, key_step = (
+        norm.stride(0) * each for norm, each in zip((query_norm, key_norm), by_segment, strict=True)
+    )
     _norm_rotate[(tokens, -(-all_heads // _HEADS_AT_ONCE))](
         query, into, query_norm, key_norm, query_norm if rotations is None else torch.view_as_real(rotations),
-        query.stride(0), heads, kv_heads, all_heads, head_dim, eps,
+        packing.row_segments if any(by_segment) else query_norm,
+        query.stride(0), heads, kv_heads, all_heads, head_dim, query_step, key_step, eps,
         HEADS=_HEADS_AT_ONCE, PAIRS=power_of_2(head_dim) // 2, ROTATE=rotations is not None, HALVES=halves,
-        RANKS=ranks, num_warps=4,
+        RANKS=ranks, PER_SEGMENT=any(by_segment), num_warps=4,
     )  # fmt: skip
     return into
 
 
 @Kernel
 def _norm_rotate(
-    x_ptr, y_ptr, query_norm_ptr, key_norm_ptr, rotation_ptr,
-    row_stride, query_heads, kv_heads, all_heads, head_dim, eps,
+    x_ptr, y_ptr, query_norm_ptr, key_norm_ptr, rotation_ptr, segment_ptr,
+    row_stride, query_heads, kv_heads, all_heads, head_dim, query_norm_stride, key_norm_stride, eps,
     HEADS: tl.constexpr, PAIRS: tl.constexpr, ROTATE: tl.constexpr, HALVES: tl.constexpr, RANKS: tl.constexpr,
+    PER_SEGMENT: tl.constexpr,
 ):  # fmt: skip
     """Norms and rotates HEADS heads of one row, (HEADS, PAIRS) twice. With RANKS they are written to y_ptr, laid out
-    for ranks, and v's copied; without, what was read is overwritten."""
+    for ranks, and v's copied; without, what was read is overwritten. PER_SEGMENT: the norms' weights are those of the
+    row's segment."""
     row = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)[:, None]
     is_head = heads < all_heads
     x_ptr += row * row_stride
     x_a, x_b = _load_pairs(x_ptr + heads * head_dim, is_head, head_dim, HEADS, PAIRS, HALVES)
     scale = tl.rsqrt((tl.sum(x_a * x_a, axis=1) + tl.sum(x_b * x_b, axis=1)) / head_dim + eps)[:, None]
+    if PER_SEGMENT:
+        segment = tl.load(segment_ptr + row).to(tl.int64)
+        query_norm_ptr += segment * query_norm_stride
+        key_norm_ptr += segment * key_norm_stride
     # as many rows of q's and k's weights as there are heads, since a load cannot choose between pointers
     query_a, query_b = _load_pairs(query_norm_ptr + heads * 0, is_head, head_dim, HEADS, PAIRS, HALVES)
     key_a, key_b = _load_pairs(key_norm_ptr + heads * 0, is_head, head_dim, HEADS, PAIRS, HALVES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.kernels.packing import Packing
 from engine.kernels.rope import (
     image_rotations,
     norm_rotate_,
@@ -211,3 +212,44 @@ def test_heads_are_laid_out_for_the_ranks_that_get_them(
     in_place(query, key, *weights, EPS, rotations)
     parts = [part.unflatten(1, (ranks, part.shape[1] // ranks)).transpose(0, 1) for part in (query, key, value)]
     assert torch.equal(sent, torch.cat(parts, dim=2).flatten(2))
+
+
+@pytest.mark.parametrize("triton", [False, True])
+@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("which", [(True, True), (True, False), (False, True)])
+def test_weights_by_segment_are_each_segments(
+    which: tuple[bool, bool], dtype: torch.dtype, ranks: int, triton: bool, device: torch.device
+) -> None:
+    """As if each segment were alone with its weights; one that lies before others may be empty."""
+    device = device if triton else CPU
+    head_dim, lengths = 16, (2, 0, 1, 3)
+    packing = Packing(lengths, device)
+    columns = [count * head_dim for count in (4, 2, 2)]
+    packed = torch.randn(sum(lengths), sum(columns)).to(device, dtype)
+    weights = [torch.rand(len(lengths), head_dim, device=device) + 0.5 for _ in "qk"]
+    given = [weight if each else weight[1] for weight, each in zip(weights, which, strict=True)]
+    angles = torch.rand(sum(lengths), head_dim // 2, device=device) * 6
+    rotations = torch.polar(torch.ones_like(angles), angles)
+    to_ranks, in_place = (
+        (norm_rotate_to_ranks_triton, norm_rotate_triton_) if triton else (norm_rotate_to_ranks, norm_rotate_)
+    )
+
+    def heads(rows: torch.Tensor) -> list[torch.Tensor]:
+        return [part.unflatten(-1, (-1, head_dim)) for part in rows.split(columns, dim=-1)]
+
+    expected = []
+    for segment, (rows, turns) in enumerate(zip(packed.clone().split(lengths), rotations.split(lengths), strict=True)):
+        own = [weight[segment] if each else weight[1] for weight, each in zip(weights, which, strict=True)]
+        if ranks:
+            expected.append(to_ranks(*heads(rows), *own, EPS, turns, ranks))
+        else:
+            in_place(*heads(rows)[:2], *own, EPS, turns)
+            expected.append(rows)
+    if ranks:
+        actual = to_ranks(*heads(packed), *given, EPS, rotations, ranks, packing=packing)
+    else:
+        in_place(*heads(packed)[:2], *given, EPS, rotations, packing=packing)
+        actual = packed
+    tolerance = DTYPES[dtype]
+    torch.testing.assert_close(actual, torch.cat(expected, dim=-2), atol=tolerance, rtol=tolerance)

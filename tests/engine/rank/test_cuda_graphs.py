@@ -87,8 +87,8 @@ def _kernels(monkeypatch: pytest.MonkeyPatch, loops_with_run_time_bounds: None) 
         gate, up = gate_up.chunk(2, dim=-1)
         return gate_mul_triton(up, gate, silu=True, fp8=fp8)
 
-    def rotate(*arguments: Any, halves: bool = False) -> None:
-        norm_rotate_triton_(*arguments, halves=halves)
+    def rotate(*arguments: Any, **options: Any) -> None:
+        norm_rotate_triton_(*arguments, **options)
 
     monkeypatch.setattr(transformer, "rms_norm_modulate", modulate)
     monkeypatch.setattr(transformer, "add_rms_norm_modulate_", add_and_modulate)

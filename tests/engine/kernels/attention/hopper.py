@@ -131,21 +131,27 @@ def _kernels() -> Iterator[Compiled]:
                 "FP8": fp8,
             }
             yield compile_for_hopper(f"{name} {kind} {group}", gate._gate_mul, arguments, warps=warps)
-    for halves, ranks in ((False, 0), (True, 0), (False, 2), (False, 4)):
+    for halves, ranks, per_segment in (
+        *((False, 0, False), (True, 0, False), (False, 2, False), (False, 4, False)),
+        *((False, 0, True), (False, 4, True)),
+    ):
         arguments = {
             **dict.fromkeys(("x_ptr", "y_ptr"), "*bf16"),
             **dict.fromkeys(("query_norm_ptr", "key_norm_ptr", "rotation_ptr"), "*fp32"),
+            "segment_ptr": "*i32" if per_segment else "*fp32",
             "row_stride": "i32",
             **dict.fromkeys(("query_heads", "kv_heads", "all_heads"), "i32"),
-            "head_dim": "i32",
+            **dict.fromkeys(("head_dim", "query_norm_stride", "key_norm_stride"), "i32"),
             "eps": "fp32",
             "HEADS": rope._HEADS_AT_ONCE,
             "PAIRS": HEAD_DIM // 2,
             "ROTATE": True,
             "HALVES": halves,
             "RANKS": ranks,
+            "PER_SEGMENT": per_segment,
         }
         name = f"norm_rotate {'halves' if halves else 'neighbours'}{f' to {ranks} ranks' if ranks else ''}"
+        name += " by segment" * per_segment
         yield compile_for_hopper(name, rope._norm_rotate, arguments, warps=4)
     for name in ("_find_largest", "_quantize"):
         arguments = {
