@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import accumulate
+from typing import cast
 
 import torch
 from torch import nn
@@ -15,13 +16,12 @@ from engine.config.model_config import ModelConfig
 from engine.lora.deltas import Changed, Dense, norm_factors, read_delta, read_vector
 from engine.lora.families import Change, Family
 from engine.lora.files import open_adapter
-from engine.lora.side_path import LayerAdapter, Piece, Runs, SidePath
+from engine.lora.side_path import InForce, LayerAdapter, Loras, Piece, Runs, SidePath
+from engine.lora.vectors import Owner, SideVector, read_difference
 from engine.parallel.group import Group
 from engine.parallel.linear import Linear, ParallelMatrix
 from engine.step import Adapter
 
-# Ids of adapters with their strengths, none zero, in order: what a result depends on.
-Loras = tuple[tuple[int, float], ...]
 # The adapters of each run of consecutive rows, with the number of its rows; the runs cover all rows in order.
 RowLoras = Sequence[tuple[Loras, int]]
 
@@ -40,22 +40,27 @@ class Adapters:
     ) -> None:
         self._transformer, self._config, self._group = transformer, config, group
         self._device, self._dtype = device, dtype
-        self._in_force: dict[str, Runs] = {}  # by the kind of rows
+        self._in_force = InForce()
         self._layers: dict[int, tuple[str, ...]] = {}  # by id: what the adapter changes
         self._side_paths: dict[Linear | ParallelMatrix, SidePath] = {}  # by the module that each is beside
+        self._side_vectors: dict[str, SideVector] = {}  # by the parameter that each stands in for
 
     @property
     def bytes(self) -> int:
         """Bytes that this rank holds of all adapters."""
-        return sum(adapter.bytes for path in self._side_paths.values() for adapter in path.adapters.values())
+        matrices = sum(adapter.bytes for path in self._side_paths.values() for adapter in path.adapters.values())
+        return matrices + sum(vector.bytes for vector in self._side_vectors.values())
 
     def load(self, adapter: Adapter) -> None:
         """Reads this rank's share of a file to the device, a collective if it has DoRA. Raises `LoraError`."""
         file = open_adapter(adapter.path, self._config, lenient=adapter.lenient)
         by_module: dict[str, list[Change]] = defaultdict(list)
-        for change in file.changes.values():
-            by_module[change.source.parameter.removesuffix(".weight")].append(change)
         with torch.inference_mode():
+            for change in file.changes.values():
+                if change.is_vector:
+                    self._load_vector(adapter.adapter_id, change)
+                else:
+                    by_module[change.source.parameter.removesuffix(".weight")].append(change)
             for name, changes in by_module.items():
                 module = self._transformer.get_submodule(name)
                 assert isinstance(module, Linear | ParallelMatrix)
@@ -78,6 +83,10 @@ class Adapters:
             if not side_path.adapters:
                 del self._side_paths[module]
                 module.side_path = None
+        for parameter, side_vector in list(self._side_vectors.items()):
+            if side_vector.remove(adapter_id):
+                del self._side_vectors[parameter]
+                self._owner(parameter).side_vector = None
 
     def of(self, loras: Sequence[tuple[int, float]], prefixes: tuple[str, ...]) -> Loras:
         """Returns which of a job's adapters change layers with these prefixes, each with the sum of its strengths."""
@@ -89,19 +98,32 @@ class Adapters:
 
     def everywhere(self, loras: Loras) -> AbstractContextManager[None]:
         """Applies adapters in all rows of a forward through `TEXT` or `TIME` layers."""
-        return self._applied({"blocks": {key: [(slice(None), strength)] for key, strength in loras}})
+        rows = {"blocks": {key: [(slice(None), strength)] for key, strength in loras}}
+        return self._applied(InForce(rows, [loras]))
 
     def by_row(self, images: RowLoras, blocks: RowLoras, last: RowLoras) -> AbstractContextManager[None]:
-        """Applies adapters by rows of the inputs of `img_in`, of the blocks' matrices and of the final layer."""
-        return self._applied({"images": _runs(images), "blocks": _runs(blocks), "last": _runs(last)})
+        """Applies adapters by rows of the inputs of `img_in`, of the blocks' matrices and of the final layer; the last
+        two have a run of rows for each segment."""
+        rows = {"images": _runs(images), "blocks": _runs(blocks), "last": _runs(last)}
+        return self._applied(InForce(rows, [loras for loras, _ in blocks]))
 
     @contextmanager
-    def _applied(self, in_force: dict[str, Runs]) -> Iterator[None]:
-        self._in_force |= in_force
+    def _applied(self, in_force: InForce) -> Iterator[None]:
+        self._in_force.rows, self._in_force.segments = in_force.rows, in_force.segments
         try:
             yield
         finally:
-            self._in_force.clear()
+            self._in_force.rows, self._in_force.segments = {}, ()
+
+    def _owner(self, parameter: str) -> Owner:
+        return cast(Owner, self._transformer.get_submodule(parameter.rpartition(".")[0]))
+
+    def _load_vector(self, adapter_id: int, change: Change) -> None:
+        name = change.source.parameter
+        parameter = self._transformer.get_parameter(name)
+        if name not in self._side_vectors:
+            self._owner(name).side_vector = self._side_vectors[name] = SideVector(self._in_force, parameter)
+        self._side_vectors[name].add(adapter_id, read_difference(change, parameter - change.source.offset))
 
     def _read_pieces(self, name: str, changes: Sequence[Change], module: Linear | ParallelMatrix) -> list[Piece]:
         """Reads this rank's share of what changes the matrices that are stacked in one module."""

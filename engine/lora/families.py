@@ -1,12 +1,14 @@
 """The kinds of adapters, by the tensors that each has for a layer: which are complete, whether they fit, how large.
 
-Pure Python. A layer's weight is (height, columns), in the file perhaps higher: q, k and v below each other.
+Pure Python. A layer's weight is (height, columns), in the file perhaps higher: q, k and v below each other. What is no
+matrix, a norm's weight or a modulation table, is called a vector here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import accumulate
@@ -66,6 +68,11 @@ class Change:
     scale: float
 
     @property
+    def is_vector(self) -> bool:
+        """Whether it is of a norm's weight or a modulation table, which every rank holds whole, in float32."""
+        return is_vector(self.source)
+
+    @property
     def by_column(self) -> bool:
         """Whether DoRA's magnitudes are those of the columns, of all that is `stacked`."""
         return self.shapes.get("magnitude") == (1, self.source.shape[1])
@@ -81,6 +88,8 @@ class Change:
     def elements_on_rank(self, tp: int) -> int:
         """Counts the numbers that each of `tp` ranks holds of it, in the forms of `engine.lora.deltas`; of a Kronecker
         product those of the rank that holds the most."""
+        if self.is_vector:
+            return math.prod(self.source.shape)
         (rows, columns), shapes = self.source.shard_shape(tp), self.shapes
         by_row = "magnitude" in shapes and not self.by_column
         matrices = rows * columns
@@ -102,6 +111,10 @@ class Change:
             matrices = max(blocks) + math.prod(block) + rows * by_row
         return matrices + rows * (by_row + ("diff_b" in shapes))
 
+    def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
+        """Counts the bytes of these, in a model of whose dtype a number takes `bytes_per_element`."""
+        return self.elements_on_rank(tp) * (4 if self.is_vector else bytes_per_element)
+
 
 def shifted(part: slice, by: int) -> slice:
     """Returns the slice that begins and ends `by` later."""
@@ -118,9 +131,53 @@ def layer_of(source: Source) -> str:
     return source.name.removesuffix(".weight")
 
 
+def is_vector(source: Source) -> bool:
+    """Whether a tensor of the transformer is a norm's weight, (width,), or a modulation table, (rows, width)."""
+    return source.float32
+
+
 def family_of(shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) -> Family:
     """Returns the family of which these are all tensors, by role. Raises `Misfit` where there is none, and for shapes
     that do not fit a (height, columns) weight."""
+    family = _complete_family(shapes)
+    _check_shapes(family, shapes, height, columns)
+    return family
+
+
+def family_of_vector(shapes: Mapping[str, tuple[int, ...]], shape: tuple[int, ...]) -> Family:
+    """As `family_of` for a norm's weight, (width,), or a modulation table, (rows, width). What is added to it or put in
+    its place may be flat; a product of matrices has its numbers as they are, in one row, or in one column."""
+    family, count = _complete_family(shapes), math.prod(shape)
+    if "magnitude" in shapes:
+        raise Misfit(f"{_SHOWN['magnitude']} is the norms of a matrix, and this is none")
+    if math.prod(shapes.get("diff_b", ())) > count:
+        raise Misfit(f"diff_b is {shapes['diff_b']}, which does not fit a parameter of {shape}")
+    own = {role: shapes[role] for role in shapes if role != "diff_b"}
+    if family in (Family.DIFFERENCE, Family.REPLACEMENT):
+        ((role, found),) = own.items()
+        if [length for length in found if length != 1] not in ([n for n in shape if n != 1], [count]):
+            raise Misfit(f"{role} is {found}, which does not fit a parameter of {shape}")
+    elif family in _WITH_RANK:
+        for rows, columns in ((count // shape[-1], shape[-1]), (1, count), (count, 1)):
+            with suppress(Misfit):
+                _check_shapes(family, own, rows, columns)
+                return family
+        given = ", ".join(f"{_show([role])} {own[role]}" for role in sorted(own.keys() - {"alpha"}))
+        raise Misfit(f"{given} do not multiply to a parameter of {shape}")
+    return family
+
+
+def product_shape(change: Change) -> tuple[int, int]:
+    """Returns the (rows, columns) of what the matrices of a family with a rank multiply to."""
+    shapes = change.shapes
+    if change.family is Family.LOKR:
+        (height, width), (rows, columns) = (lokr_factor(shapes, part) for part in ("lokr_w1", "lokr_w2"))
+        return height * rows, width * columns
+    first, last = ("up", "down") if change.family is Family.LORA else ("hada_w1_a", "hada_w1_b")
+    return shapes[first][0], shapes[last][1]
+
+
+def _complete_family(shapes: Mapping[str, tuple[int, ...]]) -> Family:
     if convolutional := sorted(shapes.keys() & _OF_CONVOLUTIONS):
         raise Misfit(f"{convolutional[0]} belongs to a convolution, of which Krea 2 has none")
     roles = shapes.keys() - _EXTRA
@@ -132,7 +189,6 @@ def family_of(shapes: Mapping[str, tuple[int, ...]], height: int, columns: int) 
         raise Misfit(f"{_show(roles)} without {_show(whole - roles)}")
     if family not in _WITH_RANK and (lonely := sorted(shapes.keys() & {"alpha", "magnitude"})):
         raise Misfit(f"{_show(lonely)} without matrices that it is for")
-    _check_shapes(family, shapes, height, columns)
     return family
 
 

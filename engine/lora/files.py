@@ -16,7 +16,7 @@ from engine.config.bounded_json import FILE_LIMITS
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError, LoraError, printable
 from engine.lora.alphas import EXPONENTS, Alphas
-from engine.lora.families import Change, Misfit, family_of
+from engine.lora.families import Change, Family, Misfit, family_of, family_of_vector, is_vector
 from engine.lora.folders import file_in
 from engine.lora.names import LayerNames, layer_names, shorten, split_key
 
@@ -70,7 +70,7 @@ class AdapterFile:
 
     def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
         """Returns the bytes that each of `tp` ranks holds of it."""
-        return bytes_per_element * sum(change.elements_on_rank(tp) for change in self.changes.values())
+        return sum(change.bytes_on_rank(tp, bytes_per_element) for change in self.changes.values())
 
     def check_finite(self) -> None:
         """Reads every number once. Raises `LoraError` if one is NaN or infinite."""
@@ -125,18 +125,36 @@ def _changes(
     for name in tensors.values():
         if file.headers[name].dtype not in FLOAT_BYTES:
             raise _error(file, f"{shorten(name)}: is stored as {file.headers[name].dtype}, not as F32, F16 or BF16")
-    columns = sources[0].shape[1]
+    columns = sources[0].shape[-1]
     try:
-        family = family_of(shapes, sum(source.shape[0] for source in sources), columns)
+        if is_vector(sources[0]):
+            family = family_of_vector(shapes, sources[0].shape)
+        else:
+            family = family_of(shapes, sum(source.shape[0] for source in sources), columns)
     except Misfit as misfit:
         widths = {length for shape in shapes.values() for length in shape}
         hint = ""
         if columns > _QWEN_IMAGE_WIDTH and columns not in widths and _QWEN_IMAGE_WIDTH in widths:
             hint = "; it seems to be a LoRA for Qwen-Image"
         raise _error(file, f"{shorten(path)}: {misfit}{hint}") from None
+    if is_vector(sources[0]) and "diff_b" in tensors:
+        # LyCORIS' b_norm is there in any case; nothing else of Krea 2 has a place for it
+        if not _is_zero(file, tensors["diff_b"]):
+            raise _error(file, f"{shorten(tensors['diff_b'])}: is a bias, which norms and tables of Krea 2 do not have")
+        if family is Family.BIAS:
+            return
+        tensors = {role: name for role, name in tensors.items() if role != "diff_b"}
+        shapes.pop("diff_b")
     scale = alphas.scale(path, tensors, shapes)
     first = Change(file, layers[0], sources[0], family, tensors, shapes, sources, slice(0, sources[0].shape[0]), scale)
     yield from first.of_stacked()
+
+
+def _is_zero(file: TensorFile, name: str) -> bool:
+    """Whether a small tensor is all zeros."""
+    kind, _ = EXPONENTS[file.headers[name].dtype]
+    bits: np.ndarray = file.octets(name).view(kind)
+    return not (bits << 1).any()  # without the sign
 
 
 def _error(file: TensorFile, message: str) -> LoraError:

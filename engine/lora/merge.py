@@ -11,13 +11,14 @@ import torch
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.stored import FLOAT_BYTES, Bounds, StoredTensor
-from engine.checkpoint.layouts.tensors import Source
+from engine.checkpoint.layouts.tensors import Source, transformer_sources
 from engine.checkpoint.weight_format import Weights
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LoraError
 from engine.lora.deltas import Changed, norm_factors, read_delta, read_vector
-from engine.lora.families import Change, Family
+from engine.lora.families import Change, Family, is_vector
 from engine.lora.files import open_adapter
+from engine.lora.vectors import read_difference
 from engine.parallel.group import LocalGroup
 
 _CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ class MergedWeights:
         self._quantization = engine.quantization
         names = {source.name for source in self.sources["transformer"]}
         changes = [(adapter, change) for adapter, _ in self._adapters for change in adapter.changes.values()]
-        if any(change.source.name not in names for _, change in changes):
+        if not names.issuperset(source.name for source in transformer_sources(weights.config.transformer)):
             raise ArgumentError(
                 "merge_loras needs the whole checkpoint, and this one has been split for ranks: give the one that it "
                 "was split from, or load the LoRAs without merging",
@@ -75,9 +76,10 @@ class MergedWeights:
         """Returns a tensor with what changes it. Raises `ArgumentError` where it would have to be quantised again: what
         is small beside the format's steps, as most of a LoRA, vanishes in a second rounding to the same numbers."""
         stored = self._weights.stored(component, source)
-        layer, _, kind = source.name.rpartition(".")
-        if component != "transformer" or kind not in ("weight", "bias"):
+        if component != "transformer":
             return stored
+        kind = "bias" if source.name.endswith(".bias") else "weight"
+        layer = source.name.removesuffix(f".{kind}")
         changes = [
             (change, strength)
             for adapter, strength in self._adapters
@@ -86,7 +88,7 @@ class MergedWeights:
         ]
         if not changes:
             return stored
-        if _rounds_again(stored, self._quantization):
+        if not is_vector(source) and _rounds_again(stored, self._quantization):
             raise ArgumentError(
                 f"merge_loras would have to round {source.name}, which the checkpoint has as {stored.format}, once "
                 f"more, and lose most of the LoRA: {self._instead}",
@@ -107,7 +109,7 @@ def _rounds_again(stored: StoredTensor, quantization: str) -> bool:
 
 
 class _Merged(StoredTensor):
-    """Reads a layer's weight or bias in float32, with what adapters change of it, each times its strength."""
+    """Reads a weight, bias or table in float32, with what adapters change of it, each times its strength."""
 
     def __init__(
         self,
@@ -149,6 +151,8 @@ class _Merged(StoredTensor):
         """Returns W' − W of a slice, whose own values are `base`, in its shape."""
         if self._kind == "bias":
             return read_vector(change, "diff_b", bounds[0], _CPU)
+        if change.is_vector:
+            return read_difference(change, base)
         if "magnitude" in change.tensors:
             return self._renormed(change, bounds) - base
         delta = read_delta(change, bounds, _CPU)

@@ -1,4 +1,5 @@
-"""Which linear layer of Krea 2 a tensor of an adapter is for, whichever trainer named it. Pure Python.
+"""What of Krea 2 a tensor of an adapter is for, whichever trainer named it: a linear layer, a norm or a modulation
+table. Pure Python.
 
 A key is [prefixes] path . role. The path is looked up in a table of every name that any trainer has for a layer, and
 never taken apart: in flat names (`layerwise_blocks_0_attn_wq`) an underscore cannot be told from a dot.
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 
-from engine.checkpoint.layouts.names import linear_modules
+from engine.checkpoint.layouts.names import linear_modules, vector_parameters
 from engine.checkpoint.layouts.tensors import Source, transformer_sources
 from engine.config.components import TransformerConfig
 
@@ -23,9 +24,9 @@ _ROLES = {
     **{role: role for role in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")},
     **{role: role for role in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{role: role for role in ("alpha", "diff", "diff_b", "set_weight")},
-    "lora_alpha": "alpha",
+    **{"lora_alpha": "alpha", "w_norm": "diff", "b_norm": "diff_b"},  # the last two are LyCORIS' of a norm
 }
-_BARE = ("alpha", "lora_alpha", "diff", "diff_b", "set_weight")  # nothing follows these
+_BARE = ("alpha", "lora_alpha", "diff", "diff_b", "set_weight", "w_norm", "b_norm")  # nothing follows these
 # After others PEFT writes the adapter's name, `default` if it has no other; `weight` comes last where the tensor is a
 # module's, and is left out where it is a parameter of the layer's own.
 _ENDING = re.compile(
@@ -79,9 +80,9 @@ def shorten(text: str) -> str:
 
 
 class LayerNames:
-    """Finds one model's linear layers by every name that they have in adapters.
+    """Finds one model's linear layers, norms and modulation tables by every name that they have in adapters.
 
-    layers: the weight of each as the checkpoint has it, by the layer's name in diffusers.
+    layers: the weight or table of each as the checkpoint has it, by its name in diffusers without `.weight`.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -96,6 +97,12 @@ class LayerNames:
                 q, k, v = (f"{layer.removesuffix('q')}{part}" for part in "qkv")
                 for name in {_in_block(layer)[0], _in_block(native)[0]}:
                     self._add(f"{name}.attn.to_qkv", (q, k, v))
+        for parameter, native in vector_parameters(config):
+            layer = parameter.removesuffix(".weight")
+            self.layers[layer] = weights[parameter]
+            owner = native.rpartition(".")[0]  # some name what has the parameter: norm1, prenorm, mod
+            for name in _spellings(parameter, native) + _spellings(layer, owner):
+                self._add(name, (layer,))
 
     def resolve(self, path: str) -> tuple[str, ...] | None:
         """Returns the layers that a path names: one, or q, k and v, whose rows are stacked. None if it names none."""
@@ -151,5 +158,6 @@ def _spellings(layer: str, native: str) -> list[str]:
 
 def _in_block(name: str) -> tuple[str, str]:
     """Returns a layer's block and its name in there, which is empty if it is in no block."""
-    parts = re.fullmatch(r"(.+\.\d+)\.((?:attn|ff|mlp)\..+)", name)
+    inside = r"(?:attn|ff|mlp|mod|norm1|norm2|prenorm|postnorm|scale_shift_table)(?:\..+)?"
+    parts = re.fullmatch(rf"(.+\.\d+)\.({inside})", name)
     return (parts[1], parts[2]) if parts else (name, "")

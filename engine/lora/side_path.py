@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from engine.kernels.fp8 import Fp8Rows
 from engine.lora.deltas import Delta, LowRank
 
+# Ids of adapters with their strengths, none zero, in order: what a result depends on.
+Loras = tuple[tuple[int, float], ...]
 # By an adapter's id: slices of a forward's rows in which it is in force, and its strength there.
 Runs = Mapping[int, Sequence[tuple[slice, float]]]
+
+
+@dataclass
+class InForce:
+    """Which adapters the current forward applies. rows: by the kind of rows. segments: of each of the batch's segments,
+    in order, or of all that there is."""
+
+    rows: Mapping[str, Runs] = field(default_factory=dict)
+    segments: Sequence[Loras] = ()
 
 
 @dataclass
@@ -70,15 +81,14 @@ class LayerAdapter:
 class SidePath:
     """Adds what a layer's loaded adapters do to its output."""
 
-    def __init__(self, in_force: Mapping[str, Runs], rows: str, bias: torch.Tensor | None) -> None:
-        """Takes which adapters the current forward applies, by the kind of rows; the kind that the layer sees; and the
-        bias, (out,), that its output contains."""
+    def __init__(self, in_force: InForce, rows: str, bias: torch.Tensor | None) -> None:
+        """rows: the kind that the layer sees. bias: (out,), which its output contains."""
         self.adapters: dict[int, LayerAdapter] = {}  # by id
         self._in_force, self._rows, self._bias = in_force, rows, bias
 
     def __call__(self, x: torch.Tensor | Fp8Rows, y: torch.Tensor) -> None:
         """Adds to y, (…, out), in place, what the adapters make of x, (…, in)."""
-        runs = self._in_force.get(self._rows, {})
+        runs = self._in_force.rows.get(self._rows, {})
         applied = [(adapter, runs[key]) for key, adapter in self.adapters.items() if key in runs]
         if not applied:
             return

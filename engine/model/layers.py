@@ -19,6 +19,9 @@ from engine.parallel.row_share import RowShare
 
 # Gives blocks one after the other; offloading replaces it to bring each to the device before its turn.
 Visit = Callable[[Iterable[Any]], Iterable[Any]]
+# Gives a parameter as LoRAs make it in the current forward, with a dimension for the batch's segments in front where
+# these differ; None where no LoRA changes it.
+SideVector = Callable[[], torch.Tensor | None]
 
 
 class RMSNorm(nn.Module):
@@ -28,10 +31,18 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.empty(width))
+        self.side_vector: SideVector | None = None
+
+    @property
+    def weight_in_force(self) -> torch.Tensor:
+        """The weight with what LoRAs change of it in the current forward: (width,), or (segments, width) where they
+        differ among the segments of a batch, which they do not before the transformer's blocks."""
+        changed = None if self.side_vector is None else self.side_vector()
+        return self.weight if changed is None else changed
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Norm each row: (…, width) → the same shape and dtype."""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.weight_in_force, self.eps)
 
 
 class SwiGLU(nn.Module):
@@ -77,7 +88,8 @@ class GatedAttention(nn.Module):
             return self.out(self._attend_with_ranks(x, share, rotations), share)
         qkv, gate = self.qkvg(x).split((sum(self._columns[:3]), self._columns[3]), dim=-1)
         query, key, value = self._heads(qkv)
-        norm_rotate_(query, key, self.norm_q.weight, self.norm_k.weight, self.norm_q.eps, rotations)
+        norms = self.norm_q.weight_in_force, self.norm_k.weight_in_force
+        norm_rotate_(query, key, *norms, self.norm_q.eps, rotations, packing=share.multiplied)
         return self.out(self._attention(query, key, value, gate, share.whole, fp8=self.out.takes_fp8), share)
 
     def _attend_with_ranks(
@@ -85,10 +97,11 @@ class GatedAttention(nn.Module):
     ) -> torch.Tensor | Fp8Rows:
         """Attend where ranks share the rows, each with some heads of all: (multiplied rows, width) → (multiplied rows,
         heads · head_dim), gated. The gate is computed while q, k and v are on their way."""
-        norms = self.norm_q.weight, self.norm_k.weight
+        norms = self.norm_q.weight_in_force, self.norm_k.weight_in_force
         ranks = share.sequence.size
         qkv, multiply_gate = self.qkvg.in_two(x, sum(self._columns[:3]))
-        sent = norm_rotate_to_ranks(*self._heads(qkv), *norms, self.norm_q.eps, rotations, ranks)
+        heads = self._heads(qkv)
+        sent = norm_rotate_to_ranks(*heads, *norms, self.norm_q.eps, rotations, ranks, packing=share.multiplied)
         receive = share.begin_rows_for_heads(sent)
         gate = multiply_gate()
         attended = self._attention.attend(*self._heads(receive(), ranks), share.whole)

@@ -55,5 +55,5 @@ class _FusionBlock(nn.Module):
 
     def forward(self, x: torch.Tensor, share: RowShare) -> torch.Tensor:
         """Let each row attend to its segment: (rows, text width) → (rows, text width)."""
-        x, y = add_rms_norm(x, self.attn(self.norm1(x), share, None), self.norm2.weight, self.norm2.eps)
+        x, y = add_rms_norm(x, self.attn(self.norm1(x), share, None), self.norm2.weight_in_force, self.norm2.eps)
         return x + self.ff(y)

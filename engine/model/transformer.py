@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -17,7 +17,7 @@ from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
 from engine.model.batch import Layout
-from engine.model.layers import GatedAttention, RMSNorm, SwiGLU, Visit
+from engine.model.layers import GatedAttention, RMSNorm, SideVector, SwiGLU, Visit
 from engine.model.text_fusion import TextFusion
 from engine.parallel.group import Group
 from engine.parallel.linear import Linear
@@ -129,13 +129,47 @@ class Transformer(nn.Module):
         return self.final_layer.linear(y).float()
 
 
-class _Block(nn.Module):
+class _Modulated(nn.Module):
+    """What a table modulates, (rows, width): its rows are added to those of a timestep, and norms scale before some."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.empty(rows, width))
+        self.side_vector: SideVector | None = None
+
+    def _norms(self) -> dict[int, RMSNorm]:
+        """The norms, by the row that scales after each."""
+        raise NotImplementedError
+
+    def _modulate(self, time: torch.Tensor) -> torch.Tensor:
+        """Add the table to a timestep's rows, (segments, rows or 1, width), and fold the norms' weights in: (segments,
+        rows, width) float32. A row after a norm becomes weight · (1 + row)."""
+        norms = self._norms()
+        table = None if self.side_vector is None else self.side_vector()
+        weights = [norm.weight_in_force for norm in norms.values()]
+        if table is None and all(weight is norm.weight for weight, norm in zip(weights, norms.values(), strict=True)):
+            return torch.addcmul(*self._folded, time)
+        vectors = time + (self.scale_shift_table if table is None else table)
+        for row, weight in zip(norms, weights, strict=True):
+            vectors[:, row] = torch.addcmul(weight, weight, vectors[:, row])
+        return vectors
+
+    @cached_property
+    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Offset and slope, (rows, width) both: offset + slope · v is what becomes of a timestep's rows v."""
+        offset, slope = self.scale_shift_table.clone(), torch.ones_like(self.scale_shift_table)
+        for row, norm in self._norms().items():
+            offset[row] = norm.weight * (1 + self.scale_shift_table[row])
+            slope[row] = norm.weight
+        return offset, slope
+
+
+class _Block(_Modulated):
     """The parts of a block; `Transformer.denoise` puts them together, since it fuses what lies between blocks."""
 
     def __init__(self, config: TransformerConfig, group: Group, attention: GatedAttentionKernel) -> None:
-        super().__init__()
         width, eps = config.hidden_size, config.norm_eps
-        self.scale_shift_table = nn.Parameter(torch.empty(6, width))
+        super().__init__(6, width)
         self.norm1 = RMSNorm(width, eps)
         self.attn = GatedAttention(width, config.num_heads, config.num_kv_heads, config.head_dim, eps, group, attention)
         self.norm2 = RMSNorm(width, eps)
@@ -149,37 +183,26 @@ class _Block(nn.Module):
     def modulate(self, modulation: TimeModulation) -> torch.Tensor:
         """Give (segments, 6, width) float32: factor and shift for the norm before attention, attention's gate, then the
         same for the feed-forward. A factor is the norm's weight · (1 + scale)."""
-        return torch.addcmul(*self._folded, modulation.block.unflatten(-1, (6, -1)))
+        return self._modulate(modulation.block.unflatten(-1, (6, -1)))
 
-    @cached_property
-    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return _fold(self.scale_shift_table, (self.norm1.weight, None, None, self.norm2.weight, None, None))
+    def _norms(self) -> dict[int, RMSNorm]:
+        return {0: self.norm1, 3: self.norm2}
 
 
-class _FinalLayer(nn.Module):
+class _FinalLayer(_Modulated):
     takes_fp8 = False
 
     def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.scale_shift_table = nn.Parameter(torch.empty(2, config.hidden_size))
+        super().__init__(2, config.hidden_size)
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.linear = Linear(config.hidden_size, config.in_channels)
 
     def modulate(self, modulation: TimeModulation) -> torch.Tensor:
         """Give (segments, 2, width) float32: factor and shift for the norm."""
-        return torch.addcmul(*self._folded, modulation.final[:, None])
+        return self._modulate(modulation.final[:, None])
 
-    @cached_property
-    def _folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return _fold(self.scale_shift_table, (self.norm.weight, None))
-
-
-def _fold(table: torch.Tensor, norms: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fold norms' weights, (width,), into the rows of a modulation table, (rows, width), that scale after them: two of
-    its shape, offset and slope. offset + slope · v is weight · (1 + row + v) where there is a norm, else row + v."""
-    offset = [row if norm is None else norm * (1 + row) for row, norm in zip(table, norms, strict=True)]
-    slope = [torch.ones_like(row) if norm is None else norm for row, norm in zip(table, norms, strict=True)]
-    return torch.stack(offset), torch.stack(slope)
+    def _norms(self) -> dict[int, RMSNorm]:
+        return {0: self.norm}
 
 
 class _TimeEmbedding(nn.Module):

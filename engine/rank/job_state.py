@@ -10,7 +10,8 @@ from functools import lru_cache
 import torch
 
 from engine.device.devices import pinned, to_device
-from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters, Loras
+from engine.lora.adapters import DENOISING, TEXT, TIME, Adapters
+from engine.lora.side_path import Loras
 from engine.model.transformer import TimeModulation
 from engine.pictures.encoded_picture import KeptParts
 from engine.pictures.picture_encoder import PictureEncoder

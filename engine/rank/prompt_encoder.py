@@ -11,7 +11,8 @@ import torch
 from engine.config.chat_template import PREFIX_TOKENS
 from engine.device.devices import to_device
 from engine.kernels.packing import Packing
-from engine.lora.adapters import Adapters, Loras
+from engine.lora.adapters import Adapters
+from engine.lora.side_path import Loras
 from engine.planning.step_memory import ENCODE_AT_ONCE
 from engine.rank.build import RankModel
 from engine.rank.cuda_graphs import PromptGraphs

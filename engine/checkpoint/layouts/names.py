@@ -13,7 +13,9 @@ from functools import cache, partial
 from engine.config.components import TransformerConfig
 
 # Parts of tensors' names in adapters, as PEFT, diffusers, kohya and LyCORIS write them.
-_IN_LORAS = re.compile(r"lora[_.](?:[AB]|down|up|magnitude)|hada_w|lokr_w|dora_scale|\.diff(?:_b)?$")
+_IN_LORAS = re.compile(
+    r"lora[_.](?:[AB]|down|up|magnitude)|hada_w|lokr_w|dora_scale|\.(?:diff(?:_b)?|set_weight|[wb]_norm)$"
+)
 
 
 def is_lora(names: Iterable[str]) -> bool:
@@ -155,6 +157,19 @@ def linear_modules(config: TransformerConfig) -> list[tuple[str, str]]:
         for (native_blocks, blocks), count in zip(_BLOCKS.items(), counts, strict=True)
         for block in range(count)
         for native, diffusers in _BLOCK_LINEARS.items()
+    ]
+
+
+def vector_parameters(config: TransformerConfig) -> list[tuple[str, str]]:
+    """List the weights of the transformer's norms and its modulation tables as (diffusers' name, native name): 159 of
+    them at the real size."""
+    counts = (config.num_layers, config.num_layerwise_text_blocks, config.num_refiner_text_blocks)
+    return [(diffusers, native) for native, diffusers in _TENSORS.items()] + [
+        (f"{blocks}.{block}.{diffusers}", f"{native_blocks}.{block}.{native}")
+        for (native_blocks, blocks), count in zip(_BLOCKS.items(), counts, strict=True)
+        for block in range(count)
+        for native, diffusers in _BLOCK_TENSORS.items()
+        if native_blocks == "blocks" or native != "mod.lin"  # text fusion knows of no timestep
     ]
 
 

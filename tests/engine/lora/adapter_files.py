@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.checkpoint.layouts.names import linear_modules
+from engine.checkpoint.layouts.names import linear_modules, vector_parameters
 from engine.checkpoint.layouts.tensors import transformer_sources
 from engine.config.components import TransformerConfig
 from engine.config.model_config import ModelConfig
@@ -32,6 +32,19 @@ def layer_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     config = ModelConfig.from_folder(folder).transformer
     shapes = {source.name: source.shape for source in transformer_sources(config)}
     return {layer: (shape[0], shape[1]) for layer, _ in linear_modules(config) if (shape := shapes[f"{layer}.weight"])}
+
+
+def vector_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of every norm's weight and modulation table of a checkpoint's transformer."""
+    config = ModelConfig.from_folder(folder).transformer
+    shapes = {source.name: source.shape for source in transformer_sources(config)}
+    return {name: shapes[name] for name, _ in vector_parameters(config)}
+
+
+def draw_vectors(folder: Path, *, seed: int = 0, size: float = 0.3) -> dict[str, torch.Tensor]:
+    """A difference of each of these."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) * size for name, shape in vector_shapes(folder).items()}
 
 
 def native_names(config: TransformerConfig) -> dict[str, str]:

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.engines.real_size import KREA2
-from engine.checkpoint.layouts.names import linear_modules
+from engine.checkpoint.layouts.names import linear_modules, vector_parameters
 from engine.lora.names import LayerNames, split_key, strip_prefixes
 
 NAMES = LayerNames(KREA2.transformer)
 MODULES = linear_modules(KREA2.transformer)
+VECTORS = vector_parameters(KREA2.transformer)
 PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "model.", "module.", "_orig_mod.", "net.")
 DOTTED = st.lists(st.sampled_from(PREFIXES), max_size=4).map("".join)
 FLAT = ("lora_unet_", "lora_unet__", "lora_transformer_", "lycoris_", "lora_")
@@ -75,8 +76,38 @@ def test_what_is_no_matrix_of_a_layer_is_for_none(key: str) -> None:
     assert split is None or NAMES.resolve(split[0]) is None
 
 
-def test_there_are_264_layers_whose_names_are_all_different() -> None:
-    assert len(NAMES.layers) == len(MODULES) == 264
+@given(
+    parameter=st.sampled_from(VECTORS),
+    native=st.booleans(),
+    prefixes=DOTTED,
+    flat=st.sampled_from((None, *FLAT)),
+    wrapper=st.sampled_from(WRAPPERS),
+    leaf=st.booleans(),
+    role=st.sampled_from(
+        [("diff", "diff"), ("diff", "w_norm"), ("set_weight", "set_weight"), ("down", "lora_A.weight")]
+    ),
+)
+def test_every_key_of_norms_and_tables_names_its_parameter(
+    parameter: tuple[str, str],
+    native: bool,
+    prefixes: str,
+    flat: str | None,
+    wrapper: str,
+    leaf: bool,
+    role: tuple[str, str],
+) -> None:
+    """With the parameter's own name or, but for diffusers' tables, that of what has it alone."""
+    own = parameter[native]
+    if not leaf and not own.endswith("scale_shift_table"):
+        own = own.rpartition(".")[0]
+    path = prefixes + re.sub(r"(?<=\.[0-9]\.)", wrapper, own, count=1)
+    split = split_key(f"{path if flat is None else flat + path.replace('.', '_')}.{role[1]}")
+    assert split is not None
+    assert (NAMES.resolve(split[0]), split[1]) == ((parameter[0].removesuffix(".weight"),), role[0])
+
+
+def test_there_are_264_layers_and_159_vectors_whose_names_are_all_different() -> None:
+    assert (len(MODULES), len(VECTORS), len(NAMES.layers)) == (264, 159, 264 + 159)
     resolved = [NAMES.resolve(name) for module in MODULES for name in module]
     assert resolved == [(diffusers,) for diffusers, _ in MODULES for _ in range(2)]
 
@@ -107,7 +138,12 @@ def test_a_fused_name_is_three_layers_in_order(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["transformer_blocks.28.attn.to_q", "blocks.0.attn.norm_q", "", "lora_unet_", "first.0"]
+    "path",
+    [
+        *("transformer_blocks.28.attn.to_q", "transformer_blocks.0", "blocks.0.attn.qknorm", "final_layer", "last"),
+        *("text_fusion.refiner_blocks.0.scale_shift_table", "txtfusion.refiner_blocks.0.mod.lin"),
+        *("", "lora_unet_", "first.0"),
+    ],
 )
 def test_what_is_no_layer_is_none(path: str) -> None:
     assert NAMES.resolve(path) is None
