@@ -170,7 +170,8 @@ def _without_metadata(
         companions["weight_scale"] = inverse
     scales = file.headers[companions["weight_scale"]].shape if "weight_scale" in companions else ()
     format = scaled.FLOAT8_FORMATS[dtype]
-    if dtype == "F8_E4M3" and (inverse is not None or square_of(shape, scales) is not None):
+    by_square = scales != (1, 1) and square_of(shape, scales) is not None
+    if dtype == "F8_E4M3" and (inverse is not None or by_square):
         format = metadata.FLOAT8_BLOCKS
     return companions, metadata.QuantizationMetadata(format, full_precision=full_precision)
 

@@ -17,10 +17,11 @@ _SQUARES = tuple(1 << power for power in range(3, 13))  # sides that are looked 
 
 
 def square_of(shape: tuple[int, ...], scales: tuple[int, ...]) -> int | None:
-    """Return the side of the squares, a power of two, of which a matrix of this shape has so many each way; None
-    unless exactly one fits. Those at the lower and right edges may be cut."""
-    fitting = [side for side in _SQUARES if scales == _squares(shape, side)] if len(shape) == len(scales) == 2 else []
-    return fitting[0] if len(fitting) == 1 else None
+    """Return the side of the squares, a power of two, of which a matrix of this shape has so many each way; None if
+    none fits. Those at the lower and right edges may be cut. No two fit, unless all the matrix is one square."""
+    if not len(shape) == len(scales) == 2:
+        return None
+    return next((side for side in _SQUARES if scales == _squares(shape, side)), None)
 
 
 def _squares(shape: tuple[int, ...], side: int) -> tuple[int, ...]:
