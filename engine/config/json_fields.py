@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from engine.config.bounded_json import FILE_LIMITS, LARGEST_JSON, JsonLimits, read_json
+from engine.config.in_its_place import LOOKED_AT, answer_in_its_place, in_its_place
 from engine.errors import CheckpointError
 
 # No real model comes near it; a config beyond it is damaged, and would otherwise ask for absurd memory.
@@ -164,7 +165,12 @@ def read_json_object(file: Path) -> dict[str, Any]:
         raise CheckpointError.of(file, f"cannot be read: {error.strerror}") from None
     if size > LARGEST_JSON:
         raise CheckpointError.of(file, "is too long", expected=f"at most {LARGEST_JSON} bytes", found=size)
-    return parse_json_object(file, text)
+    if not text:
+        raise CheckpointError.of(file, "the file is empty")
+    values = parse_json_object(file, text)
+    if (answer := answer_in_its_place(values)) is not None:
+        raise CheckpointError.of(file, answer)
+    return values
 
 
 def parse_json_object(
@@ -174,7 +180,8 @@ def parse_json_object(
     try:
         values = read_json(text, limits)
     except ValueError as error:
-        raise CheckpointError.of(file, f"is not valid json: {error}", name=name) from None
+        other = in_its_place(text[:LOOKED_AT]) if isinstance(text, bytes) else None
+        raise CheckpointError.of(file, other or f"is not valid json: {error}", name=name) from None
     if not isinstance(values, dict):
         raise CheckpointError.of(file, "does not hold a json object", name=name, found=type(values).__name__)
     return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tokenizers.models import BPE
 from engine.checkpoint.added_tokens import read_added_tokens
 from engine.checkpoint.tokenizer_files import ADDED_TOKENS, SETTINGS, TokenizerFiles, find_tokenizer
 from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
+from engine.config.in_its_place import LOOKED_AT, in_its_place
 from engine.config.json_fields import JsonFields
 from engine.errors import CheckpointError
 
@@ -95,9 +97,14 @@ def _class_of(settings: JsonFields) -> str:
     return str(settings.values.get("tokenizer_class") or _CLASS)
 
 
-def _damaged(file: Path, error: BaseException) -> CheckpointError:
+def _damaged(file: Path, error: BaseException, *others: Path) -> CheckpointError:
+    """others: files that were read with it."""
     if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
         raise error
+    for each in (file, *others):
+        with contextlib.suppress(OSError), each.open("rb") as opened:
+            if (other := in_its_place(opened.read(LOOKED_AT))) is not None:
+                return CheckpointError.of(each, other)
     return CheckpointError.of(file, f"is not a tokenizer that can be read: {' '.join(str(error).split())}")
 
 
@@ -113,7 +120,7 @@ def _from_vocabulary(vocabulary: Path, merges: Path, settings: JsonFields) -> To
     try:
         tokenizer = Tokenizer(BPE.from_file(str(vocabulary), str(merges)))
     except BaseException as error:
-        raise _damaged(vocabulary, error) from None
+        raise _damaged(vocabulary, error, merges) from None
     tokenizer.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -6,6 +6,7 @@ import contextlib
 import math
 import mmap
 import warnings
+from os.path import exists  # unlike Path's, it raises nothing for a name that is too long
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,6 +56,7 @@ _READ_AHEAD = 512 << 10  # bytes
 # No tensor of a model comes near either; beyond them torch's own sizes and strides overflow.
 _MOST_DIMENSIONS = 8
 _MOST_ELEMENTS = 1 << 48
+_ARIA2 = ".aria2"
 _LONGEST_SHOWN = 100  # characters of what a file says, in an error
 
 
@@ -71,6 +73,9 @@ class MappedFile:
         try:
             if not path.is_file():  # opening a pipe would wait for ever
                 raise CheckpointError.of(path, "is not a file" if path.exists() else "the file is missing")
+            if exists(f"{path}{_ARIA2}"):  # the file may have its whole length already, with nothing in it
+                problem = f"is not downloaded yet: aria2 keeps {path.name}{_ARIA2} beside it until it is whole"
+                raise CheckpointError.of(path, problem)
             with path.open("rb") as file:
                 self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:

@@ -11,17 +11,13 @@ from engine.checkpoint.files.mapped_file import MappedFile
 from engine.checkpoint.files.safetensors_file import SafetensorsFile, ShardedFile
 from engine.checkpoint.files.stored import TensorFile
 from engine.config.bounded_json import FILE_LIMITS, JsonLimits
+from engine.config.in_its_place import LOOKED_AT, in_its_place
 from engine.errors import CheckpointError
 
 _INDEX = ".index.json"
 # A zip archive, which torch.save writes; a bare pickle of protocol 2 to 5; the tar archive of torch before 0.1.10
 # starts with a file's name, and is told by the suffix alone.
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
-# What people get in place of a file that was not downloaded.
-_IN_ITS_PLACE = {
-    b"version h": "is a pointer of Git LFS, not the file that it stands for; run in its folder: git lfs pull",
-    **dict.fromkeys((b"<!doctype", b"<html"), "is a page of the web, not a file of tensors; download the file itself"),
-}
 _PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
@@ -43,15 +39,14 @@ def open_tensor_file(path: Path, limits: JsonLimits = FILE_LIMITS) -> TensorFile
     limits: of the header of a safetensors file.
     """
     file = MappedFile(path)
-    start = file.data[:9]
+    start = file.data[:LOOKED_AT]
     file.close()
     if start.startswith(GGUF_MAGIC):
         return GgufFile(path)
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= file.size:
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= file.size:
         return SafetensorsFile(path, limits)
-    for beginning, what in _IN_ITS_PLACE.items():
-        if start.lower().startswith(beginning):
-            raise file.error(what)
+    if (other := in_its_place(start)) is not None:
+        raise file.error(other)
     if start.startswith(_PICKLES) or path.suffix in _PICKLE_SUFFIXES:
         expected = "a safetensors or GGUF file"
         raise file.error("is a pickle, which can run any code when it is loaded", expected=expected)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engine.checkpoint.files.mapped_file import DTYPES, MappedFile, shown
 from engine.checkpoint.files.stored import Bounds, Header, TensorFile
 from engine.config.bounded_json import FILE_LIMITS, LARGEST_JSON, JsonLimits
+from engine.config.in_its_place import LOOKED_AT, answer_in_its_place, in_its_place, text_in_its_place
 from engine.config.json_fields import parse_json_object
 from engine.errors import CheckpointError
 
@@ -103,6 +104,9 @@ def _read_header(file: MappedFile, limits: JsonLimits) -> tuple[int, dict[str, A
     length = int.from_bytes(file.copy(0, _LENGTH_BYTES).tobytes(), "little")
     start = _LENGTH_BYTES + length
     if length > LARGEST_HEADER or start > file.size:
+        beginning = file.data[:LOOKED_AT]
+        if (other := in_its_place(beginning) or text_in_its_place(beginning)) is not None:
+            raise file.error(other)
         problem = "is not a whole safetensors file, which may have to be downloaded again: its header is too long"
         most = min(LARGEST_HEADER, file.size - _LENGTH_BYTES)
         raise file.error(problem, expected=f"at most {most} bytes", found=length)
@@ -156,7 +160,10 @@ def _read_weight_map(index: Path) -> dict[str, str]:
     file = MappedFile(index)
     if file.size > LARGEST_HEADER:
         raise file.error("is too long for an index", expected=f"at most {LARGEST_HEADER} bytes", found=file.size)
-    weight_map: Any = parse_json_object(file.path, file.data[:]).get("weight_map")
+    values = parse_json_object(file.path, file.data[:])
+    if (answer := answer_in_its_place(values)) is not None:
+        raise file.error(answer)
+    weight_map: Any = values.get("weight_map")
     shards = [*weight_map.values()] if isinstance(weight_map, dict) else []
     if not shards or not all(isinstance(shard, str) for shard in shards):
         expected = "file names by tensor name"

@@ -45,6 +45,17 @@ def test_pickles_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "git lfs pull"),
         (b"<!DOCTYPE html>\n<html>", "download the file itself"),
         (b"<html><head>", "download the file itself"),
+        (b"\n <?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "download the file itself"),
+        (b'{"error":"Sorry, we can\'t find the page."}', "must be downloaded again: Sorry, we can't find the page."),
+        (b'{"error": {"code": 403}}', "must be downloaded again: {'code': 403}"),
+        (
+            b"Entry not found",
+            "is text, not the file that it should be, which must be downloaded again: Entry not found",
+        ),
+        ("Zugriff für Sie verweigert\nX".encode(), "must be downloaded again: Zugriff für Sie verweigert"),
+        (b"x" * 5000, "must be downloaded again: " + "x" * 77 + "..."),
+        (b"\x1f\x8b\x08\0\0\0\0\0\0\0", "is a gzip archive: unpack it, and give what is in it"),
+        (b"7z\xbc\xaf\x27\x1c\0\4\0\0", "is a 7-Zip archive: unpack it, and give what is in it"),
     ],
 )
 def test_what_lies_in_place_of_a_file_that_was_not_downloaded_is_known(
@@ -53,6 +64,19 @@ def test_what_lies_in_place_of_a_file_that_was_not_downloaded_is_known(
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     assert refusal(path).endswith(remedy)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model.safetensors"}}')
+    if content[:1] != b"{":
+        assert refusal(index).endswith(remedy)
+
+
+def test_a_file_that_aria2_has_not_done_with_is_refused(tmp_path: Path) -> None:
+    """It has its whole length from the start, and zeros where nothing has come yet."""
+    path = write(tmp_path / "model.safetensors", {"a": entry()}, bytes(24))
+    open_tensor_file(path).close()
+    (tmp_path / "model.safetensors.aria2").touch()
+    expected = "aria2 keeps model.safetensors.aria2 beside it until it is whole"
+    assert refusal(path) == f"model.safetensors: is not downloaded yet: {expected}"
 
 
 def test_a_file_that_torch_saved_is_refused(tmp_path: Path) -> None:
