@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -13,6 +14,7 @@ from typing import Any
 import click
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.files.file_sets import variants_beside
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.layouts.names import is_lora
@@ -123,6 +125,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
         stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources_in_files_of(name))
         files.append(f"  {name.replace('_', ' '):<14}{component.file.path}")
         files.append(f"  {'':<14}{component.layout}: {stored}{_merged_into(name, component)}")
+        files += [f"  {'':<14}not taken: {other}" for other in _left_beside(component)]
     plan_lines: list[str] = []
     if config.memory_budget is not None or config.offload:
         nccl = config.dtype != "float32"  # which stands for a CPU here
@@ -156,6 +159,12 @@ def describe_checkpoint(config: EngineConfig) -> str:
     totals = tuple(sum(column) for column in zip(*(each.bytes_per_rank for each in components), strict=True))
     total = ComponentSummary("total", sum(each.parameters for each in components), totals)
     return "\n".join((*lines, *map(_row, (*components, total)), *plan_lines))
+
+
+def _left_beside(component: Component) -> list[str]:
+    """List files of other precisions beside a component's."""
+    file = next(iter(component.tensors.values())).file
+    return variants_beside(file.name, os.listdir(file.parent))
 
 
 def _said_by(who: str | None) -> str:

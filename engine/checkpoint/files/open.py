@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from os.path import isdir
 from pathlib import Path
 
+from engine.checkpoint.files.file_sets import file_sets, is_shard, set_of
 from engine.checkpoint.files.gguf_file import GgufFile
 from engine.checkpoint.files.gguf_header import MAGIC as GGUF_MAGIC
 from engine.checkpoint.files.mapped_file import MappedFile
@@ -14,7 +16,6 @@ from engine.config.bounded_json import FILE_LIMITS, JsonLimits
 from engine.config.in_its_place import LOOKED_AT, in_its_place
 from engine.errors import CheckpointError
 
-_INDEX = ".index.json"
 # A zip archive, which torch.save writes; a bare pickle of protocol 2 to 5; the tar archive of torch before 0.1.10
 # starts with a file's name, and is told by the suffix alone.
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
@@ -22,10 +23,11 @@ _PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 
 
 def open_component(path: Path, component: str, stem: str) -> TensorFile:
-    """Open a component's file, or the shards of its index.
+    """Open a component's file, or its shards.
 
-    path: the file or index, a folder that holds `stem`.safetensors, its index, or a single file of tensors, or a
-    repository's folder with such a folder called `component`. Raises `CheckpointError`.
+    path: the file, an index or a shard, a folder that holds `stem`.safetensors, its shards, or a single file of
+    tensors, or a repository's folder with such a folder called `component`. Of several precisions in a folder the best
+    that is whole is taken. Raises `CheckpointError`.
     """
     if isdir(path):  # which, unlike Path.is_dir, raises nothing for a name that is too long
         path = _in_folder(component_folder(path, component), stem)
@@ -33,8 +35,8 @@ def open_component(path: Path, component: str, stem: str) -> TensorFile:
 
 
 def open_tensor_file(path: Path, limits: JsonLimits = FILE_LIMITS) -> TensorFile:
-    """Open a safetensors file, the index of a sharded one, or a GGUF file. Raises `CheckpointError` for anything else,
-    and for pickles, which run whatever code is in them when they are read.
+    """Open a safetensors file, all shards of a sharded one by its index or any of them, or a GGUF file. Raises
+    `CheckpointError` for anything else, and for pickles, which run whatever code is in them when they are read.
 
     limits: of the header of a safetensors file.
     """
@@ -44,7 +46,7 @@ def open_tensor_file(path: Path, limits: JsonLimits = FILE_LIMITS) -> TensorFile
     if start.startswith(GGUF_MAGIC):
         return GgufFile(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= file.size:
-        return SafetensorsFile(path, limits)
+        return _open_shards(path) if is_shard(path.name) else SafetensorsFile(path, limits)
     if (other := in_its_place(start)) is not None:
         raise file.error(other)
     if start.startswith(_PICKLES) or path.suffix in _PICKLE_SUFFIXES:
@@ -60,12 +62,37 @@ def component_folder(folder: Path, component: str) -> Path:
 
 
 def _in_folder(folder: Path, stem: str) -> Path:
-    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors{_INDEX}"
-    if single.exists() or index.exists() or not folder.is_dir():
-        return single if single.exists() or not index.exists() else index
-    indexes, files = ([*folder.glob(f"*{suffix}")] for suffix in (_INDEX, ".safetensors"))
-    candidates = indexes or [*files, *folder.glob("*.gguf")]
-    if len(candidates) > 1:
-        names = ", ".join(sorted(file.name for file in candidates))
-        raise CheckpointError.of(folder, "holds several files of tensors: name one of them", found=names)
-    return candidates[0] if candidates else single
+    if not isdir(folder):
+        return folder / f"{stem}.safetensors"
+    names = _names(folder)
+    if found := file_sets(names, stem):
+        return folder / found[0].entry
+    found = file_sets(names)
+    # one model, whatever it is called and in whatever precisions
+    indexed = [each for each in found if each.index is not None]
+    by_stem = {each.stem: each.entry for each in reversed(indexed or found)}
+    others = [] if indexed else [name for name in names if name.endswith(".gguf")]
+    entries = sorted((*by_stem.values(), *others))
+    if len(entries) > 1:
+        raise CheckpointError.of(folder, "holds several files of tensors: name one of them", found=", ".join(entries))
+    return folder / (entries[0] if entries else f"{stem}.safetensors")
+
+
+def _open_shards(path: Path) -> ShardedFile:
+    """All that a shard is one of, by an index if there is one."""
+    shards = set_of(path.name, _names(path.parent))
+    if shards is None:  # names twice the same shard
+        raise CheckpointError.of(path, "is a shard that is there twice; give an index of the shards")
+    if shards.index is not None:
+        return ShardedFile(path.with_name(shards.index))
+    if shards.absent:
+        problem = "is one of several shards, and others are missing"
+        raise CheckpointError.of(path, problem, expected=", ".join(shards.absent))
+    return ShardedFile(path.with_name(shards.pattern), shards.shards)
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise CheckpointError.of(folder, f"cannot be read: {error.strerror}") from None

@@ -8,6 +8,7 @@ of two equal keys, and gives a slice only as a copy.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,15 +59,16 @@ class SafetensorsFile(MappedFile, TensorFile):
 
 
 class ShardedFile(TensorFile):
-    """All shards of an index as one file. path: the index."""
+    """All shards as one file. path: the index, or a name for the shards where there is none."""
 
-    def __init__(self, path: Path) -> None:
-        """Open every shard that the index names. Raises `CheckpointError` if one is missing, lies outside the index's
-        folder, or contradicts the index or another shard."""
-        weight_map = _read_weight_map(path)
+    def __init__(self, path: Path, names: Iterable[str] | None = None) -> None:
+        """Open every shard that the index names, or, where there is none, those of these names beside `path`. Raises
+        `CheckpointError` if one is missing, lies outside the index's folder, or contradicts the index or another
+        shard."""
+        weight_map = _read_weight_map(path) if names is None else {}
         shards: dict[str, SafetensorsFile] = {}  # by tensor name
         metadata: dict[str, str] = {}
-        for number, shard in enumerate(sorted(set(weight_map.values()))):
+        for number, shard in enumerate(sorted(set(weight_map.values() if names is None else names))):
             file = SafetensorsFile(path.parent / shard)
             if twice := shards.keys() & file.headers.keys():
                 name, problem = min(twice), "tensor is in another shard too"
