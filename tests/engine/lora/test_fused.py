@@ -26,12 +26,13 @@ from tests.engine_runs import RankGroups, jobs_of, run_requests
 from tests.oracle import Request, expected_latents, relative_error
 
 TOLERANCE = 1e-5
-TOKENS = 5
+PLAIN, TOKENS = 2, 5  # rows without an adapter, and all
 REQUEST = Request("a fox in the snow, oil on canvas", width=64, height=64, steps=2)
 FUSED_FILES = 5  # of 7 blocks each, so that q, k and v as one are changed in each of the kinds
 STRENGTHS = (1.0, -0.6, 1.7, 0.35, -1.3)
 
 Weights = dict[str, torch.Tensor]  # by layer
+File = tuple[Path, list[RandomChange], float]  # with what it does, and its strength
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +46,7 @@ def weights(turbo: Path) -> Weights:
 
 
 @pytest.fixture(scope="module")
-def files(
-    turbo: Path, weights: Weights, tmp_path_factory: pytest.TempPathFactory
-) -> list[tuple[Path, list[RandomChange], float]]:
+def files(turbo: Path, weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> list[File]:
     """Files, what they do and their strengths."""
     folder = tmp_path_factory.mktemp("changes")
     written = []
@@ -72,7 +71,19 @@ def differences(changes: list[RandomChange], weights: Mapping[str, torch.Tensor]
         yield from zip(change.layers, difference.split([len(part) for part in parts]), strict=True)
 
 
-def test_q_k_and_v_as_one_are_changed_in_every_way(files: list[tuple[Path, list[RandomChange], float]]) -> None:
+def pairs(files: list[File]) -> Iterator[list[File]]:
+    """Two files at a time, each of which adds its change of what the checkpoint has."""
+    return map(list, zip(files[::2], files[1::2], strict=True))
+
+
+def sums(pair: list[File], weights: Mapping[str, torch.Tensor]) -> Weights:
+    """What both files add to each layer's weight, in float64."""
+    of_files = [dict(differences(changes, weights)) for _, changes, _ in pair]
+    strengths = [strength for _, _, strength in pair]
+    return {layer: sum(s * of[layer] for s, of in zip(strengths, of_files, strict=True)) for layer in weights}
+
+
+def test_q_k_and_v_as_one_are_changed_in_every_way(files: list[File]) -> None:
     for place in ("transformer_blocks.", "layerwise_blocks.", "refiner_blocks."):
         fused = [
             each for _, changes, _ in files for each in changes if len(each.layers) == 3 and place in each.layers[0]
@@ -91,7 +102,7 @@ _SLOW = [(1, "none"), (2, "none"), (4, "none"), (1, "fp8"), (4, "fp8")]  # of wh
 def test_what_is_added_beside_the_weights_is_that_of_the_formulas(
     turbo: Path,
     rank_groups: RankGroups,
-    files: list[tuple[Path, list[RandomChange], float]],
+    files: list[File],
     tp: int,
     quantization: str,
 ) -> None:
@@ -101,16 +112,18 @@ def test_what_is_added_beside_the_weights_is_that_of_the_formulas(
     x = {name: torch.randn(TOKENS, parts[0].shape[1], generator=generator) for name, parts in modules.items()}
 
     def run(rank: Rank) -> tuple[Weights, list[Weights], list[int]]:
-        """This rank's weights as it holds them, by layer, and of each file what it adds to outputs, and its bytes."""
+        """This rank's weights as it holds them, by layer, and of two files what they add to outputs, and all bytes."""
         held: Weights = {}
         added: list[Weights] = []
         sizes = []
-        for number, (file, _, strength) in enumerate(files):
-            rank.adapters.load(Adapter(number, str(file)))
+        for pair in pairs(files):
+            for number, (file, _, _) in enumerate(pair):
+                rank.adapters.load(Adapter(number, str(file)))
             sizes.append(rank.adapters.bytes)
             added.append({})
-            everywhere = [(((number, strength),), TOKENS)]
-            with rank.adapters.by_row(everywhere, everywhere, everywhere):
+            loras = tuple((number, strength) for number, (_, _, strength) in enumerate(pair))
+            rows = [((), PLAIN), (loras, TOKENS - PLAIN)]
+            with rank.adapters.by_row(rows, rows, rows):
                 for name, parts in modules.items():
                     module = rank.model.transformer.get_submodule(name.removesuffix(".weight"))
                     weight, heights = module.dequantize(), [source.shard_shape(tp)[0] for source in parts]
@@ -122,19 +135,22 @@ def test_what_is_added_beside_the_weights_is_that_of_the_formulas(
                     of_layer = zip(parts, weight.split(heights), (y - before).split(heights, dim=1), strict=True)
                     for source, held_weight, of_source in of_layer:
                         held[layer_of(source)], added[-1][layer_of(source)] = held_weight, of_source
-            rank.adapters.unload(number)
+            for number in range(len(pair)):
+                rank.adapters.unload(number)
         return held, added, sizes
 
     ranks = rank_groups.on_ranks(turbo, run, tp=tp, quantization=quantization)
     held = {layer: together(source, [each[layer] for each, _, _ in ranks]) for layer, source in sources.items()}
-    for number, (file, changes, strength) in enumerate(files):
-        for layer, difference in differences(changes, held):
+    for number, pair in enumerate(pairs(files)):
+        for layer, difference in sums(pair, held).items():
             source = sources[layer]
             parts = [added[number][layer] for _, added, _ in ranks]
             found = sum(parts) if source.split == COLUMNS else torch.cat(parts, 1) if source.split == ROWS else parts[0]
-            expected = strength * x[source.parameter].double() @ difference.t()
-            assert relative_error(found, expected) <= TOLERANCE, (layer, number)
-        said = open_adapter(file, ModelConfig.from_folder(turbo)).bytes_on_rank(tp, 4)
+            assert not found[:PLAIN].any()
+            expected = x[source.parameter][PLAIN:].double() @ difference.t()
+            assert relative_error(found[PLAIN:], expected) <= TOLERANCE, (layer, number)
+        config = ModelConfig.from_folder(turbo)
+        said = sum(open_adapter(file, config).bytes_on_rank(tp, 4) for file, _, _ in pair)
         assert 0.99 * said <= max(sizes[number] for _, _, sizes in ranks) <= said
 
 
@@ -143,19 +159,17 @@ def together(source: Source, shares: list[torch.Tensor]) -> torch.Tensor:
 
 
 def test_merged_weights_are_those_of_the_formulas_on_every_rank(
-    turbo: Path, weights: Weights, files: list[tuple[Path, list[RandomChange], float]]
+    turbo: Path, weights: Weights, files: list[File]
 ) -> None:
-    """Two files at once: each adds its change of what the checkpoint has."""
-    for pair in (files[:2], files[2:4], files[4:]):
+    for pair in pairs(files):
         loras = tuple((str(file), strength) for file, _, strength in pair)
         config = EngineConfig(model=str(turbo), merge_loras=loras)
         merged = MergedWeights(CheckpointFiles.open(config), config)
-        by_layer = [dict(differences(changes, weights)) for _, changes, _ in pair]
+        changes = sums(pair, weights)
         for layer, source in of_layers(turbo).items():
-            change = sum(strength * each[layer] for (_, _, strength), each in zip(pair, by_layer, strict=True))
             stored = merged.stored("transformer", source)
             for bounds in (source.shard_bounds(rank, tp) for tp in (1, 2, 4) for rank in range(tp)):
-                expected = (weights[layer].double() + change)[bounds]
+                expected = (weights[layer].double() + changes[layer])[bounds]
                 assert relative_error(stored.read(bounds), expected) <= TOLERANCE, (layer, bounds)
         merged.close()
 
@@ -176,7 +190,7 @@ def beside(rank_groups: RankGroups, folder: Path, file: Path, strength: float, *
 def test_latents_are_those_of_diffusers_with_the_changed_weights(
     turbo: Path,
     rank_groups: RankGroups,
-    files: list[tuple[Path, list[RandomChange], float]],
+    files: list[File],
     weights: Weights,
     plain: torch.Tensor,
     tmp_path: Path,
