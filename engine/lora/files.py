@@ -18,6 +18,7 @@ from engine.errors import CheckpointError, LoraError, printable
 from engine.lora.alphas import EXPONENTS, Alphas
 from engine.lora.families import Change, Family, Misfit, family_of, family_of_vector, is_vector
 from engine.lora.folders import file_in
+from engine.lora.leftovers import complaint, describe_left_out, sort_out, unread_paths
 from engine.lora.names import LayerNames, layer_names, shorten, split_key
 
 _QWEN_IMAGE_WIDTH = 3072  # of its blocks
@@ -44,14 +45,14 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
 
 
 class AdapterFile:
-    """Holds an open file and its `changes` by layer. skipped: keys that were left out. family: its kinds, such as "LoRA
-    and DoRA", for people. modules: the number of layers that it changes. scales: what layers' changes are multiplied
-    by, by the place that says so, empty where none does."""
+    """Holds an open file and its `changes` by layer. left_out: which keys were left out, for people; empty if none.
+    family: its kinds, such as "LoRA and DoRA", for people. modules: the number of layers that it changes. scales: what
+    layers' changes are multiplied by, by the place that says so, empty where none does."""
 
     def __init__(self, file: TensorFile, names: LayerNames, lenient: bool) -> None:
         self.file = file
         self.path = file.path
-        groups, self.skipped = _group(file, names, lenient)
+        groups, self.left_out = _group(file, names, lenient)
         alphas = Alphas(file, groups)
         self.changes: dict[str, Change] = {}
         for path, tensors in groups.items():
@@ -91,13 +92,14 @@ class AdapterFile:
 _Groups = dict[str, dict[str, str]]  # by path: the tensors' names by role
 
 
-def _group(file: TensorFile, names: LayerNames, lenient: bool) -> tuple[_Groups, tuple[str, ...]]:
+def _group(file: TensorFile, names: LayerNames, lenient: bool) -> tuple[_Groups, str]:
     groups: _Groups = defaultdict(dict)
     unresolved: list[str] = []
     adapters = set()
+    unread = unread_paths(file.headers)
     for key in file.headers:
         split = split_key(key)
-        if split is None or names.resolve(split[0]) is None:
+        if split is None or split[0] in unread or names.resolve(split[0]) is None:
             unresolved.append(key)
             continue
         path, role, adapter = split
@@ -108,11 +110,12 @@ def _group(file: TensorFile, names: LayerNames, lenient: bool) -> tuple[_Groups,
     if len(adapters - {None}) > 1:
         shown = ", ".join(sorted(filter(None, adapters)))
         raise _error(file, f"holds several adapters ({shorten(shown)}): it may hold one")
+    sorted_out = sort_out(unresolved, unread)
     if unresolved and (not groups or not lenient):
-        raise _error(file, names.complaint(unresolved, some_resolve=bool(groups)))
+        raise _error(file, complaint(names, sorted_out, some_resolve=bool(groups)))
     if not groups:
         raise _error(file, "is not a Krea 2 LoRA: it holds no tensors")
-    return groups, tuple(unresolved)
+    return groups, printable(describe_left_out(sorted_out, len(file.headers)))
 
 
 def _changes(

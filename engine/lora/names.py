@@ -8,7 +8,6 @@ never taken apart: in flat names (`layerwise_blocks_0_attn_wq`) an underscore ca
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -43,15 +42,6 @@ _FLAT_STARTS = re.compile(r"(?:lora_unet|lora|lycoris)_+")
 # Of torch.compile, DDP, FSDP and activation checkpointing, Krea's own too: any part of a model may be wrapped.
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![^._])(?:module|block))[._]")
 _LONGEST_PATH = 300  # characters, several times that of a layer's name
-_TEXT_ENCODER_PREFIXES = ("text_encoder", "lora_te", "lycoris_te", "te.", "te1.", "te2.", "conditioner.")
-_OTHER_MODELS = (  # by what only their names contain
-    (("add_q_proj", "add_k_proj", "img_mod", "txt_mod", "img_mlp", "txt_mlp"), "Qwen-Image"),
-    (("double_blocks", "single_blocks", "single_transformer_blocks"), "FLUX"),
-    (("input_blocks", "output_blocks", "down_blocks", "up_blocks", "mid_block"), "Stable Diffusion"),
-    (("cross_attn",), "Wan"),
-    (("joint_blocks",), "Stable Diffusion 3"),
-)
-_MOST_LISTED = 3  # keys in an error
 
 
 def split_key(key: str) -> tuple[str, str, str | None] | None:
@@ -113,26 +103,8 @@ class LayerNames:
             path = path[prefix.end() :]
         return self._table.get(path)
 
-    def complaint(self, unresolved: Sequence[str], *, some_resolve: bool) -> str:
-        """Says why a file with keys for no layer is refused, to follow its path in the error."""
-        encoder = [key for key in unresolved if strip_prefixes(key).startswith(_TEXT_ENCODER_PREFIXES)]
-        named = (model for key in unresolved for parts, model in _OTHER_MODELS if any(part in key for part in parts))
-        if not encoder and (model := next(named, None)):
-            return f"is a LoRA for {model}, not for Krea 2: it has {shorten(unresolved[0])}"
-        if len(encoder) == len(unresolved) and some_resolve:
-            what = f"changes the text encoder too ({shorten(encoder[0])})"
-            return f"{what}, which is not supported: lora_lenient leaves that out"
-        if not some_resolve:
-            what = f"none of its tensors, such as {shorten(unresolved[0])}, is for a layer of Krea 2"
-            return f"is not a Krea 2 LoRA: {what}"
-        listed = []
-        for key in unresolved[:_MOST_LISTED]:
-            closest = (split := split_key(key)) and self._closest(split[0])
-            listed.append(shorten(key) + (f" (the closest layer is {closest})" if closest else ""))
-        more = f" and {len(unresolved) - _MOST_LISTED} more" if len(unresolved) > _MOST_LISTED else ""
-        return f"has tensors that are for no layer of Krea 2: {', '.join(listed)}{more}; lora_lenient leaves them out"
-
-    def _closest(self, path: str) -> str | None:
+    def closest(self, path: str) -> str | None:
+        """Returns the name that is most like a path that names nothing."""
         path = strip_prefixes(path)[:200]  # comparing takes long, and a hostile file's names may be long
         prefix = flat[0] if (flat := _FLAT_STARTS.match(path)) else ""
         matches = get_close_matches(path.removeprefix(prefix), self._table, n=1)

@@ -112,13 +112,13 @@ def _with_loras(
     left out."""
     from engine.lora.folders import file_in
     from launcher.provenance.file_hashes import find_hash
-    from launcher.requests.lora_files import describe_skipped, open_lora, parse_lora
+    from launcher.requests.lora_files import open_lora, parse_lora
 
     files = [parse_lora(lora) for lora in loras]
     for file in files:
         opened = open_lora(file.path, model, lenient=engine.lora_lenient)
-        if opened.skipped:
-            click.echo(printable(f"warning: {file.path}: {describe_skipped(opened)}"), err=True)
+        if opened.left_out:
+            click.echo(printable(f"warning: {file.path}: {opened.left_out}"), err=True)
     described = [
         {"name": file.name, "strength": file.strength, "sha256": find_hash(file_in(file.path))} for file in files
     ]

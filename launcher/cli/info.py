@@ -226,7 +226,7 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
 
     Returns these bytes, too. Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
     """
-    from launcher.requests.lora_files import describe_scales, describe_skipped, open_lora, parse_lora
+    from launcher.requests.lora_files import describe_scales, open_lora, parse_lora
 
     lora = parse_lora(text)
     opened = open_lora(lora.path, _read(config).config, lenient=config.lora_lenient)
@@ -234,7 +234,7 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
     layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
     parts = [opened.family, f"changes {layers}", describe_scales(opened), f"{_megabytes(size)} on each rank"]
     line = f"{lora.path}: {', '.join(filter(None, parts))}"
-    return (f"{line}; {describe_skipped(opened)}" if opened.skipped else line), size
+    return (f"{line}; {opened.left_out}" if opened.left_out else line), size
 
 
 def _lora_file(text: str) -> Path:

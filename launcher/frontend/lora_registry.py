@@ -15,7 +15,7 @@ from engine.step import Adapter
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.provenance.file_hashes import FileHash
-from launcher.requests.lora_files import describe_skipped, open_lora, shown_file
+from launcher.requests.lora_files import open_lora, shown_file
 
 
 @dataclass(eq=False)
@@ -55,6 +55,7 @@ def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
         opened = open_lora(merged, model, lenient=lenient, values=False)
         file = shown_file(merged, config.lora_dir)
         log_event("lora merged", file=file, strength=strength, **log_fields(opened))
+        registry.merged_left_out |= {file: opened.left_out} if opened.left_out else {}
     return registry
 
 
@@ -62,7 +63,8 @@ class LoraRegistry:
     """Keeps the LoRAs of one server. A name that is being loaded is taken; one that is removed is free at once.
 
     held: all that ranks hold or will hold, by adapter's id, in the order in which they came; one that requests use is
-    kept after its removal until the last of them has ended. named: what requests may choose.
+    kept after its removal until the last of them has ended. named: what requests may choose. merged_left_out: what is
+    not read of merged ones, by their file.
     """
 
     def __init__(self, most: int) -> None:
@@ -70,6 +72,7 @@ class LoraRegistry:
         self._ids = itertools.count()
         self.held: dict[int, LoraEntry] = {}
         self.named: dict[str, LoraEntry] = {}
+        self.merged_left_out: dict[str, str] = {}
         self._reserved: set[str] = set()
         self._lost: dict[str, LoraError] = {}  # why names are gone that nobody removed, the newest last
 
@@ -125,6 +128,6 @@ class LoraRegistry:
 
 
 def log_fields(opened: AdapterFile) -> dict[str, Any]:
-    """Describe a LoRA's file for a log."""
+    """Describe a LoRA's file for a log: what was left out of it is worth a warning."""
     described: dict[str, Any] = {"family": opened.family, "modules": opened.modules}
-    return described | ({"skipped": describe_skipped(opened)} if opened.skipped else {})
+    return described | ({"level": "warning", "left_out": opened.left_out} if opened.left_out else {})

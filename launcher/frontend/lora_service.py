@@ -157,7 +157,14 @@ class LoraService:
 
     def _reply(self, client: bytes, request_id: str) -> None:
         loadable = self._config.lora_dir is not None
-        loras = Loras(request_id=request_id, loras=self.listed(), merged=self.merged(), loadable=loadable)
+        named = {name: entry.opened.left_out for name, entry in self.registry.named.items() if entry.opened.left_out}
+        loras = Loras(
+            request_id=request_id,
+            loras=self.listed(),
+            merged=self.merged(),
+            loadable=loadable,
+            left_out=self.registry.merged_left_out | named,
+        )
         self._clients.send(client, loras)
 
     def _reply_to_who_asked(self, entry: LoraEntry) -> None:

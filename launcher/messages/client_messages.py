@@ -212,13 +212,15 @@ class Failed(_Reply, frozen=True, kw_only=True):
 class Loras(_Reply, frozen=True, kw_only=True):
     """What is loaded: the reply to `LoadLora` once the ranks have it, to `UnloadLora` and to `ListLoras`.
 
-    loadable: whether clients may load and unload them.
+    loadable: whether clients may load and unload them. left_out: what lenient reading left out of a file, in words, by
+    the LoRA's name, and of merged ones by the file.
     """
 
     request_id: str
     loras: tuple[LoadedLora, ...]
     merged: tuple[MergedLora, ...]
     loadable: bool
+    left_out: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class StatusReply(_Reply, frozen=True, kw_only=True):

@@ -43,7 +43,8 @@ def settle(args: Mapping[str, Any]) -> Settled:
         frontend, model, warnings = configure(options, auto=False, workload=_no_workload, tell=lambda *_: None)
         if not merge:
             for lora in declared_loras({"loras": read.engine.get("loras", ())}, read.engine.get("lora_dir")).values():
-                open_lora(lora.path, model, lenient=frontend.engine.lora_lenient)
+                left_out = open_lora(lora.path, model, lenient=frontend.engine.lora_lenient).left_out
+                warnings += (f"{lora.path}: {left_out}",) if left_out else ()
     except Krea2Error as error:
         if meant := nearest_to_given(dict(read.engine), error.message):
             error.message += f"; did you mean {meant}?"

@@ -24,7 +24,6 @@ from launcher.requests.rank_memory import RankMemory
 
 MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4 GiB
 MAX_NAME = 100  # characters
-_SHOWN_KEYS, _SHOWN_CHARACTERS = 3, 120
 _LONGEST_PATH = 4096  # what Linux takes
 _WITH_STRENGTH = re.compile(r"(?P<path>.+):(?P<strength>[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+))", re.DOTALL)
 _WITH_NAME = re.compile(r"(?P<name>[^=/]*)=(?P<path>.*)", re.DOTALL)
@@ -68,7 +67,7 @@ def with_loras(
         if not merge and count > 1:
             raise ArgumentError(f"two LoRAs are called {name!r}: name one with NAME=PATH", parameter="lora")
     opened = [open_lora(file.path, model, lenient=engine.lora_lenient) for file in files]
-    warned = [(file.path, adapter) for file, adapter in zip(files, opened, strict=True) if adapter.skipped]
+    warned = [(file.path, adapter) for file, adapter in zip(files, opened, strict=True) if adapter.left_out]
     changes: dict[str, object] = {"loras": files}
     if merge:
         merged = tuple((file.path, file.strength) for file in files)
@@ -81,7 +80,7 @@ def with_loras(
             raise ArgumentError.of("lora_memory", f"at least the {size} bytes that the LoRAs take", engine.lora_memory)
         changes["engine"] = replace(engine, lora_memory=engine.lora_memory or size)
     folder = None if lora_dir is None else os.path.realpath(lora_dir)
-    warnings = tuple(f"{path}: {describe_skipped(adapter)}" for path, adapter in warned)
+    warnings = tuple(f"{path}: {adapter.left_out}" for path, adapter in warned)
     return msgspec.structs.replace(config, lora_dir=folder, **changes), warnings
 
 
@@ -165,11 +164,3 @@ def describe_scales(opened: AdapterFile) -> str:
         layers = f" in {len(scales)}" if len(opened.scales) > 1 else ""
         parts.append(f"{low if low == high else f'{low} to {high}'}{layers} ({place or 'no alpha given'})")
     return f"scale {', '.join(parts)}" if parts else ""
-
-
-def describe_skipped(opened: AdapterFile) -> str:
-    """Say in a few words what lenient reading has left out."""
-    shown = ", ".join(printable(key[:_SHOWN_CHARACTERS]) for key in opened.skipped[:_SHOWN_KEYS])
-    count = len(opened.skipped)
-    what = "1 key fits nothing and was skipped" if count == 1 else f"{count} keys fit nothing and were skipped"
-    return f"{what}: {shown}{' …' if count > _SHOWN_KEYS else ''}"

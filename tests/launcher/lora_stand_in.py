@@ -32,6 +32,10 @@ class FakeAdapter:
     is_finite: bool = True
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
+    @property
+    def left_out(self) -> str:
+        return f"lora_lenient leaves out {', '.join(self.skipped)}" if self.skipped else ""
+
     def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
         return self.size // tp
 

@@ -40,8 +40,9 @@ def add_lora_routes(app: FastAPI, link: Link) -> None:
     async def list_loras() -> Response:
         """The LoRAs that `loras` may name, the ones merged into the weights, and whether more may be loaded."""
         loras = await link.loras()
-        described = [_described(lora) for lora in loras.loras]
-        return JsonResponse({"object": "list", "data": described, "merged": loras.merged, "loadable": loras.loadable})
+        described = [_described(lora, loras.left_out.get(lora.name)) for lora in loras.loras]
+        merged = [msgspec.structs.asdict(lora) | {"left_out": loras.left_out.get(lora.file)} for lora in loras.merged]
+        return JsonResponse({"object": "list", "data": described, "merged": merged, "loadable": loras.loadable})
 
     @app.post(PATH, response_class=Response, responses=state_answers.LORA)
     async def load_lora(body: LoadLoraBody) -> Response:
@@ -51,7 +52,7 @@ def add_lora_routes(app: FastAPI, link: Link) -> None:
         lora = next((lora for lora in loras.loras if lora.name == body.name), None)
         if lora is None:
             raise error_from_code("not_found", f"{body.name} was unloaded at once")
-        return JsonResponse(_described(lora))
+        return JsonResponse(_described(lora, loras.left_out.get(lora.name)))
 
     @app.delete(PATH + "/{name}", response_class=Response, responses=state_answers.UNLOADED)
     async def unload_lora(name: Annotated[str, Path(description="Of the LoRA.", examples=["ink"])]) -> Response:
@@ -65,5 +66,5 @@ def add_lora_routes(app: FastAPI, link: Link) -> None:
         return JsonResponse({"name": name, "object": "lora", "deleted": True})
 
 
-def _described(lora: LoadedLora) -> dict[str, object]:
-    return {"object": "lora", **msgspec.structs.asdict(lora)}
+def _described(lora: LoadedLora, left_out: str | None) -> dict[str, object]:
+    return {"object": "lora", **msgspec.structs.asdict(lora), "left_out": left_out}

@@ -116,6 +116,7 @@ STATUS = answer(
 )
 METRICS: Responses = {200: {"description": "The metrics.", "content": {"text/plain": {"schema": TEXT}}}}
 
+_LEFT_OUT = {"left_out": or_null(text("What --lora-lenient left out of its file, if anything.", "2 of 530 keys"))}
 _LORA = object_schema(
     {
         "object": constant("lora"),
@@ -125,9 +126,14 @@ _LORA = object_schema(
         "family": text("What kind of file it is.", "diffusers"),
         "modules": integer("How many layers it changes.", 224),
         "bytes": integer("How much memory of each rank it takes.", 180_000_000),
+        **_LEFT_OUT,
     }
 )
-_MERGED = {"file": text("Its file.", "ink.safetensors"), "strength": number("With which it was merged.", 1.0)}
+_MERGED = {
+    "file": text("Its file.", "ink.safetensors"),
+    "strength": number("With which it was merged.", 1.0),
+    **_LEFT_OUT,
+}
 LORAS = answer(
     object_schema(
         {

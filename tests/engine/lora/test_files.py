@@ -89,6 +89,10 @@ REFUSED = {
     "a misspelt flat layer": (pair(QUERY) | pair("lora_unet_blocks_0_atn_wq"), "lora_unet_blocks_0_attn_wq)"),
     "a block that there is not": (pair(QUERY) | pair("transformer_blocks.3.attn.to_q"), "for no layer of Krea 2"),
     "an unknown suffix": (pair(QUERY) | {f"{QUERY}.glora_a": torch.ones(1)}, "glora_a"),
+    "PEFT's biases of B": (
+        pair(QUERY) | {f"{QUERY}.lora_B.bias": torch.ones(128)},
+        "is an adapter of LoRA with biases (",
+    ),
     "text encoder keys": (
         pair(QUERY) | pair("text_encoder.layers.0.self_attn.q_proj"),
         "changes the text encoder too (text_encoder.layers.0.self_attn.q_proj.lora_A.weight), which is not supported",
@@ -179,14 +183,6 @@ def test_what_is_no_safetensors_file_is_refused(tmp_path: Path, config: ModelCon
         open_adapter(file, config)
 
 
-def test_lenient_leaves_out_what_is_for_no_layer(tmp_path: Path, config: ModelConfig) -> None:
-    extra = pair("text_encoder.layers.0.q_proj") | {"something": torch.ones(1)}
-    file = write(tmp_path / "lora.safetensors", pair(QUERY) | extra)
-    adapter = open_adapter(file, config, lenient=True)
-    assert sorted(adapter.skipped) == sorted(extra)
-    assert adapter.modules == 1
-
-
 def test_lenient_refuses_what_does_not_fit_and_what_is_no_krea_2_lora(tmp_path: Path, config: ModelConfig) -> None:
     assert "does not fit" in refusal(tmp_path, config, pair(QUERY, rows=64), lenient=True)
     assert "is not a Krea 2 LoRA" in refusal(tmp_path, config, pair("unet.something"), lenient=True)
@@ -254,7 +250,7 @@ def test_a_header_that_says_nonsense_of_alpha(
 def test_what_a_file_says_of_itself(tmp_path: Path, turbo: Path, config: ModelConfig) -> None:
     change = draw_low_rank(layer_shapes(turbo), rank=4)
     adapter = open_adapter(write_scheme(tmp_path / "lora.safetensors", turbo, change), config)
-    assert (adapter.family, adapter.modules, adapter.skipped) == ("LoRA", len(change), ())
+    assert (adapter.family, adapter.modules, adapter.left_out) == ("LoRA", len(change), "")
     assert adapter.bytes_on_rank(1, 2) == sum(4 * 2 * sum(shape) for shape in layer_shapes(turbo).values())
     assert adapter.bytes_on_rank(1, 2) // 2 < adapter.bytes_on_rank(2, 2) < adapter.bytes_on_rank(1, 2)
     dora = pair(QUERY) | {f"{QUERY}.dora_scale": torch.ones(128)}

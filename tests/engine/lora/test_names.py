@@ -1,17 +1,25 @@
-"""Every name that any scheme has for a layer leads to that layer and to no other, at the real size."""
+"""Every name that any scheme has for a layer leads to that layer and to no other, at the real size; and what is said
+of keys that are for none."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.engines.real_size import KREA2
 from engine.checkpoint.layouts.names import linear_modules, vector_parameters
+from engine.config.model_config import ModelConfig
+from engine.errors import LoraError
+from engine.lora.files import open_adapter
 from engine.lora.names import LayerNames, split_key, strip_prefixes
+from tests.engine.lora.adapter_files import write
 
+QUERY = "transformer_blocks.0.attn.to_q"
 NAMES = LayerNames(KREA2.transformer)
 MODULES = linear_modules(KREA2.transformer)
 VECTORS = vector_parameters(KREA2.transformer)
@@ -154,3 +162,68 @@ def test_any_text_is_a_key_or_none(text: str) -> None:
     split = split_key(text)
     assert split is None or NAMES.resolve(split[0]) is None
     assert strip_prefixes(f"base_model.model.transformer.{text}") == strip_prefixes(text)
+
+
+# ---- what is for none
+
+
+@pytest.fixture(scope="module")
+def config(turbo: Path) -> ModelConfig:
+    return ModelConfig.from_folder(turbo)
+
+
+def pair(path: str) -> dict[str, torch.Tensor]:
+    return {f"{path}.lora_A.weight": torch.ones(2, 128), f"{path}.lora_B.weight": torch.ones(128, 2)}
+
+
+def refusal(tmp_path: Path, tensors: dict[str, torch.Tensor], config: ModelConfig, *, lenient: bool = False) -> str:
+    with pytest.raises(LoraError) as caught:
+        open_adapter(write(tmp_path / "lora.safetensors", tensors), config, lenient=lenient)
+    return caught.value.message
+
+
+def test_lenient_says_how_much_it_leaves_out_and_of_what(tmp_path: Path, config: ModelConfig) -> None:
+    encoder, oft = (
+        pair("text_encoder.layers.0.q_proj"),
+        {f"blocks.0.mlp.up.{name}": torch.ones(2, 4, 4) for name in ("oft_blocks", "alpha")},
+    )
+    extra = encoder | oft | {f"\x1b[31m\nerror: {n}": torch.ones(1) for n in range(5)} | {"x" * 500: torch.ones(1)}
+    adapter = open_adapter(write(tmp_path / "lora.safetensors", pair(QUERY) | extra), config, lenient=True)
+    assert adapter.modules == 1
+    said, _, of = adapter.left_out.partition(": ")
+    counted = f"lora_lenient leaves out {len(extra)} of {len(extra) + 2} keys"
+    assert said == f"{counted}, and what they change is missing from pictures"
+    encoders, ofts = ", ".join(sorted(encoder)), ", ".join(sorted(oft))
+    assert f"2 for the text encoder ({encoders})" in of
+    assert f"2 of OFT, which is not read ({ofts})" in of
+    assert "6 for nothing in Krea 2's transformer (\\x1b[31m\\nerror: 0, " in of
+    assert len(adapter.left_out) < 900
+    assert open_adapter(write(tmp_path / "lora.safetensors", pair(QUERY)), config, lenient=True).left_out == ""
+
+
+@pytest.mark.parametrize(
+    ("endings", "kind"),
+    [
+        (["oft_R.weight"], "OFT"),
+        (["oft_R.default.weight"], "OFT"),
+        (["oft_blocks", "alpha"], "OFT"),
+        (["oft_diag", "alpha", "rescale"], "OFT"),
+        (["boft_R", "boft_s"], "BOFT"),
+        (["ia3_l"], "(IA)³"),
+        (["a1.weight", "a2.weight", "b1.weight", "b2.weight", "alpha"], "GLoRA"),
+        (["vera_lambda_b", "vera_lambda_d"], "VeRA"),
+    ],
+)
+@pytest.mark.parametrize("path", ["blocks.0.attn.wq", "lora_unet_blocks_0_attn_wq", f"base_model.model.{QUERY}"])
+def test_a_kind_that_is_not_read_is_refused_by_name(
+    tmp_path: Path, config: ModelConfig, path: str, endings: list[str], kind: str
+) -> None:
+    tensors = {f"{path}.{ending}": torch.ones(1) for ending in endings}
+    for lenient in (False, True):  # it would leave out all of the file
+        message = refusal(tmp_path, tensors, config, lenient=lenient)
+        assert f"is an adapter of {kind} ({path}." in message
+        assert "), which is not read: LoRA, LoKr, LoHa, DoRA and differences of weights are; what trained it" in message
+    beside = pair("blocks.0.attn.wo") | tensors
+    assert f"has keys of {kind} ({path}." in refusal(tmp_path, beside, config)
+    file = write(tmp_path / "lora.safetensors", beside)
+    assert f"{len(endings)} of {kind}, which is not read" in open_adapter(file, config, lenient=True).left_out

@@ -103,7 +103,7 @@ def test_the_adapter_of_these_tests_changes_the_image_and_every_layer(
     for scheme in SCHEMES:
         adapter = open_adapter(files(scheme), ModelConfig.from_folder(turbo))
         assert adapter.modules == len(layer_shapes(turbo)) == 8 * (3 + 4) + 8
-        assert adapter.skipped == ()
+        assert adapter.left_out == ""
 
 
 def test_two_adapters_with_strengths(turbo: Path, files: Callable[..., Path], of_engine: OfEngine) -> None:

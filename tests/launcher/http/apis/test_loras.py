@@ -16,7 +16,9 @@ import openai
 import pytest
 from PIL import Image
 
+from engine.config.engine_config import EngineConfig
 from engine.errors import ConflictError
+from launcher.client.async_client import AsyncClient
 from launcher.messages.client_messages import Loras
 from tests.launcher.fake_ranks import Fakes, fake_engine, run
 from tests.launcher.http.apis.fake_link import FakeLink, fake_server
@@ -43,7 +45,7 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
             loaded = await client.post(LORAS, json={"name": "Ink é", "path": "ink.safetensors", "strength": 0.5})
             described = {
                 "object": "lora", "name": "Ink é", "file": "ink.safetensors", "strength": 0.5, "family": "LoKr",
-                "modules": 264, "bytes": 5000,
+                "modules": 264, "bytes": 5000, "left_out": None,
             }  # fmt: skip
             assert (loaded.status_code, loaded.json()) == (200, described)
             assert (await client.get(LORAS)).json()["data"] == [described]
@@ -67,6 +69,27 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
                 gone = await client.delete(f"{LORAS}/Ink%20%C3%A9")
             assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
             assert (await client.get(LORAS)).json()["data"] == []
+
+    run(test())
+
+
+def test_who_loads_hears_what_was_left_out(run_folder: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        for name in ("ink", "oil"):
+            write_adapter(tmp_path / f"{name}.safetensors", skipped=[f"of {name}"])
+        merged = EngineConfig(lora_lenient=True, merge_loras=((str(tmp_path / "oil.safetensors"), 0.5),))
+        async with (
+            fake_engine(run_folder, engine=merged, lora_dir=str(tmp_path)) as fakes,
+            http_server(fakes.address) as client,
+        ):
+            loaded = await client.post(LORAS, json={"name": "Ink", "path": "ink.safetensors"})
+            assert (loaded.status_code, loaded.json()["left_out"]) == (200, "lora_lenient leaves out of ink")
+            listed = (await client.get(LORAS)).json()
+            assert listed["data"] == [loaded.json()]
+            left_out = "lora_lenient leaves out of oil"
+            assert listed["merged"] == [{"file": "oil.safetensors", "strength": 0.5, "left_out": left_out}]
+            async with AsyncClient(fakes.address) as ours:
+                assert (await ours.loras()).left_out == {"Ink": loaded.json()["left_out"], "oil.safetensors": left_out}
 
     run(test())
 
