@@ -6,11 +6,12 @@ The formulas are LyCORIS' and PEFT's, of dense matrices in float64; strength s m
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors.torch import load_file
 
 from tests.engine.lora.adapter_files import divisor_near_root, layer_shapes, random_matrix, write
 
@@ -72,11 +73,17 @@ class RandomChange(NamedTuple):
     changed: Callable[[torch.Tensor], torch.Tensor]
 
 
-def write_random(
-    folder: Path, file: Path, weights: Mapping[str, torch.Tensor], seed: int, *, fused: bool
-) -> list[RandomChange]:
-    """Writes a file that changes every linear layer; the kinds of matrices go round with the seed. fused: with each
-    block's q, k and v as one. weights: whose norms magnitudes are near, by layer."""
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of a checkpoint's linear layers, by layer."""
+    (file,) = (folder / "transformer").glob("*.safetensors")
+    tensors = load_file(file)
+    return {layer: tensors[f"{layer}.weight"].float() for layer in layer_shapes(folder)}
+
+
+def write_random(folder: Path, file: Path, seed: int, *, fused: bool) -> list[RandomChange]:
+    """Writes a file that changes every linear layer of a checkpoint; the kinds of matrices go round with the seed.
+    fused: with each block's q, k and v as one."""
+    weights = read_weights(folder)
     generator, order = torch.Generator().manual_seed(seed), random.Random(seed)
     matrices = list(_matrices(folder, fused=fused))
     kinds = KINDS if fused else order.sample(KINDS, len(KINDS))

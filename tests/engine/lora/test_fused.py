@@ -21,7 +21,7 @@ from engine.lora.merge import MergedWeights
 from engine.rank.rank import Rank
 from engine.step import Adapter
 from tests.engine.lora.adapter_files import layer_shapes, merge_plainly, write
-from tests.engine.lora.random_changes import KINDS, RandomChange, write_random
+from tests.engine.lora.random_changes import KINDS, RandomChange, read_weights, write_random
 from tests.engine_runs import RankGroups, jobs_of, run_requests
 from tests.oracle import Request, expected_latents, relative_error
 
@@ -37,22 +37,17 @@ File = tuple[Path, list[RandomChange], float]  # with what it does, and its stre
 
 @pytest.fixture(scope="module")
 def weights(turbo: Path) -> Weights:
-    checkpoint = CheckpointFiles.open(EngineConfig(model=str(turbo)))
-    tensors = checkpoint.components["transformer"].tensors
-    shapes = layer_shapes(turbo)
-    return {
-        layer: tensors[f"{layer}.weight"].read(tuple(map(slice, (0, 0), shapes[layer]))).float() for layer in shapes
-    }
+    return read_weights(turbo)
 
 
 @pytest.fixture(scope="module")
-def files(turbo: Path, weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> list[File]:
+def files(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[File]:
     """Files, what they do and their strengths."""
     folder = tmp_path_factory.mktemp("changes")
     written = []
     for seed in range(FUSED_FILES + 1):
         file = folder / f"{seed}.safetensors"
-        changes = write_random(turbo, file, weights, seed, fused=seed < FUSED_FILES)
+        changes = write_random(turbo, file, seed, fused=seed < FUSED_FILES)
         written.append((file, changes, STRENGTHS[seed % len(STRENGTHS)]))
     return written
 

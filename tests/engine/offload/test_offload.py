@@ -15,7 +15,7 @@ from engine.device.timing import seconds_between
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
-from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
+from tests.engine.lora.random_changes import write_random
 from tests.engine.offload.demo_rank import COMBINATIONS, CPU, Timeline
 from tests.engine_runs import RankGroups, jobs_of, run_jobs, run_requests
 from tests.oracle import Picture, Request
@@ -81,9 +81,10 @@ def test_bfloat16_is_the_same_too(turbo: Path, of_weights_that_stay: Callable[..
 def test_adapters_stay_beside_layers_that_come_and_go(
     turbo: Path, rank_groups: RankGroups, tmp_path: Path, offload: tuple[str, ...]
 ) -> None:
-    file = write_scheme(tmp_path / "lora.safetensors", turbo, draw_low_rank(layer_shapes(turbo)))
-    jobs = [replace(job, loras=((7, 0.8),) if job.job_id else ()) for job in jobs_of(turbo, REQUESTS)]
-    adapters = [Adapter(7, str(file))]
+    """Some of their changes, DoRA's, are reckoned from the weights, which lie in host memory."""
+    write_random(turbo, tmp_path / "lora.safetensors", 3, fused=True)
+    jobs = [replace(job, loras=((7, 0.3),) if job.job_id else ()) for job in jobs_of(turbo, REQUESTS)]
+    adapters = [Adapter(7, str(tmp_path / "lora.safetensors"))]
     expected = rank_groups.run_jobs(turbo, jobs, adapters=adapters)
     assert_same(run_jobs(turbo, jobs, adapters=adapters, offload=offload), expected)
 

@@ -17,9 +17,10 @@ from safetensors.torch import load_file
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.convert import convert, quantization_of
 from engine.checkpoint.files.open import open_tensor_file
-from engine.checkpoint.files.stored import whole
+from engine.checkpoint.layouts.tensors import transformer_sources
 from engine.checkpoint.merged_loras import MERGED_LORAS, merged_loras_entry, read_merged_loras
 from engine.config.engine_config import EngineConfig
+from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LoraError
 from engine.lora.merge import merged
 from engine.step import Adapter
@@ -35,13 +36,14 @@ BLOCK = "transformer_blocks.0.attn.to_q.weight"
 
 @pytest.fixture(scope="module")
 def files(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """One that changes every matrix in a way of its own, q, k and v as one, and a LoRA."""
+    """One that changes every norm and table, and each matrix in a way of its own, q, k and v as one, and a LoRA."""
     folder = tmp_path_factory.mktemp("loras")
-    with closing(CheckpointFiles.open(EngineConfig(model=str(turbo)))) as checkpoint:
-        tensors = checkpoint.components["transformer"].tensors
-        shapes = layer_shapes(turbo)
-        weights = {layer: tensors[f"{layer}.weight"].read(whole(shape)).float() for layer, shape in shapes.items()}
-    write_random(turbo, folder / "all.safetensors", weights, 3, fused=True)
+    write_random(turbo, folder / "all.safetensors", 3, fused=True)
+    sources = transformer_sources(ModelConfig.from_folder(turbo).transformer)
+    vectors = {source.name.removesuffix(".weight"): source.shape for source in sources if source.float32}
+    generator = torch.Generator().manual_seed(0)
+    differences = {f"{name}.diff": torch.randn(shape, generator=generator) * 0.1 for name, shape in vectors.items()}
+    write(folder / "all.safetensors", load_file(folder / "all.safetensors") | differences)
     return [
         folder / "all.safetensors",
         write_scheme(folder / "lora.safetensors", turbo, draw_low_rank(layer_shapes(turbo))),
