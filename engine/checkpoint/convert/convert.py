@@ -26,7 +26,7 @@ from engine.checkpoint.load import LoadOptions, read_parameter
 from engine.checkpoint.merged_loras import merged_loras_entry
 from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, INT8, MXFP8, NVFP4
 from engine.checkpoint.tokenizer_files import find_tokenizer
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, CheckpointError
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
 LAYOUTS = ("diffusers", "native", "gguf", "sharded")
@@ -236,7 +236,10 @@ def _quantize(tensor: StoredTensor, layer: str, format: str) -> Encoded:
             parts = {f"{layer}.weight": values, f"{layer}.weight_scale": scales[0, 0].clone()}
             return Encoded(parts, {"format": format, **full_precision})
     group = next((group for group in _GROUPS if tensor.shape[1] % group == 0), 1)
-    return encode(format, layer, _whole(tensor), group=group, full_precision=tensor.full_precision)
+    values = _whole(tensor)
+    if not bool(values.isfinite().all()):  # quantised, they would be numbers
+        raise CheckpointError.of(tensor.file, "holds values that are not finite", name=tensor.name)
+    return encode(format, layer, values, group=group, full_precision=tensor.full_precision)
 
 
 def _native_names(component: Component, kind: str) -> dict[str, str]:
