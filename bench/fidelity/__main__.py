@@ -10,9 +10,10 @@ and `bfloat16 timesteps` is that reference with the timesteps rounded as every b
 own references; the sigmas of the blocks are such that nothing is rounded.
 
 fp8 is ranked by quantising one class of matrices at a time. Lines of files have the demo's transformer read from a file
-in one of the formats that people download, its 8-bit matrices staying so. A kernel's line replaces it alone by plain
-PyTorch; on a CPU, where kernels are plain PyTorch, and for a backend that does not run here, there is the reason in
-place of a line.
+in one of the formats that people download, its 8-bit matrices staying so; of a K-quant, whose 256 columns the demo's
+matrices lack, it has what their rows are when they are quantised one after the other. A kernel's line replaces it alone
+by plain PyTorch; on a CPU, where kernels are plain PyTorch, and for a backend that does not run here, there is the
+reason in place of a line.
 """
 
 from __future__ import annotations

@@ -6,31 +6,20 @@ import argparse
 import math
 import queue
 import statistics
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
 from bench.engines.denoising import final_latents
+from bench.fidelity.files import FILES, demo_file
 from bench.fidelity.plain import plain_kernels
 from bench.fidelity.tries import Tries
-from bench.fidelity.variants import (
-    FILES,
-    REFERENCE,
-    Variant,
-    available_variants,
-    print_reasons,
-    quantize,
-    round_timesteps,
-)
+from bench.fidelity.variants import REFERENCE, Variant, available_variants, print_reasons, quantize, round_timesteps
 from bench.kernels.checks import relative_error
 from bench.measure.output import print_table, publish, publish_left_out
 from bench.measure.timing import Budget
-from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.config.chat_template import PREFIX, SUFFIX
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
@@ -120,7 +109,7 @@ def make_images(variant: Variant, jobs: Sequence[Job], device: torch.device) -> 
     """Final latents and pixels of each job."""
     images: queue.SimpleQueue[DecodedImage] = queue.SimpleQueue()
     config = EngineConfig(device=device.type, dtype=variant.dtype, attention=variant.attention, cuda_graphs=False)
-    with plain_kernels(variant.plain), _demo_file(variant.file) as transformer:
+    with plain_kernels(variant.plain), demo_file(variant.file) as transformer:
         config = replace(config, model="demo", transformer=transformer)
         rank = Rank(config, Mesh(), device, images.put)
         for matrix in variant.fp8:
@@ -132,22 +121,6 @@ def make_images(variant: Variant, jobs: Sequence[Job], device: torch.device) -> 
     decoded = {image.job_id: image for image in (images.get() for _ in jobs)}
     pixels = [torch.frombuffer(bytearray(decoded[job.job_id].rgb), dtype=torch.uint8) for job in jobs]
     return list(zip(latents, pixels, strict=True))
-
-
-@contextmanager
-def _demo_file(file: tuple[str, str] | None) -> Iterator[str | None]:
-    """The demo's transformer in a file of this layout and these weights, while this is open."""
-    if file is None:
-        yield None
-        return
-    from engine.checkpoint.convert.convert import convert  # which needs gguf
-
-    with TemporaryDirectory() as folder:
-        path = Path(folder, "transformer")
-        checkpoint = CheckpointFiles.open(EngineConfig())
-        convert(checkpoint, path, layout=file[0], weights=file[1])
-        checkpoint.close()
-        yield str(path)
 
 
 def compare_images(

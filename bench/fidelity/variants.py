@@ -30,16 +30,6 @@ class Variant:
 
 
 REFERENCE = Variant("reference", "float32", plain=tuple(PLAIN))
-# The formats of people's files that round weights.
-FILES = {
-    "fp8 (scaled)": ("native", "fp8"),
-    "int8 ConvRot": ("native", "int8-convrot"),
-    "mxfp8": ("native", "mxfp8"),
-    "nvfp4": ("native", "nvfp4"),
-    "GGUF Q8_0": ("gguf", "q8_0"),
-    "GGUF Q5_0": ("gguf", "q5_0"),
-    "GGUF Q4_0": ("gguf", "q4_0"),
-}
 
 
 def available_variants(device: torch.device, head_dim: int) -> tuple[list[Variant], dict[str, str]]:

@@ -16,8 +16,9 @@ from bench.fidelity import blocks
 from bench.fidelity.__main__ import main
 from bench.fidelity.blocks import velocities
 from bench.fidelity.demo import compare_images, demo_jobs
+from bench.fidelity.files import FILES
 from bench.fidelity.plain import PLAIN, plain_kernels
-from bench.fidelity.variants import FILES, REFERENCE, Variant, available_variants, quantize
+from bench.fidelity.variants import REFERENCE, Variant, available_variants, quantize
 from bench.kernels.checks import relative_error
 from bench.measure.lost import LOST
 from engine.checkpoint.weight_format import BLOCK_MATRICES
@@ -57,6 +58,7 @@ def test_the_command_compares_precisions_and_says_what_it_leaves_out(
     of_file = {name: demo[f"file: {name}"]["latents_error"] for name in FILES}
     assert all(1e-4 < error < 0.2 for error in of_file.values())
     assert of_file["GGUF Q8_0"] < min(of_file["GGUF Q5_0"], of_file["GGUF Q4_0"])
+    assert of_file["GGUF Q6_K"] < min(of_file["GGUF Q4_K"], of_file["GGUF Q4_0"])
     assert of_file["mxfp8"] < of_file["nvfp4"]
     for matrix in BLOCK_MATRICES:
         alone = of_blocks[f"fp8 of {matrix} alone"]["velocity_error"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ def test_a_file_s_suffix_does_not_contradict_its_layout(krea2: Krea2, tmp_path: 
         assert stderr.startswith(f"error: OUTPUT must be a file's name that ends in {suffix} for the layout {layout}, ")
     part = ("--layout", "native", "--component", "text-encoder")
     assert krea2("convert", file, *part) == (0, f"{file}\n", "")
+
+
+def test_what_is_not_what_was_asked_for_is_said_beside_the_path(krea2: Krea2, tmp_path: Path) -> None:
+    file = str(tmp_path / "demo.gguf")
+    code, stdout, stderr = krea2("convert", file, "--layout", "gguf", "--weights", "q5_k")
+    assert (code, stdout) == (0, f"{file}\n")
+    assert re.fullmatch(
+        r"note: 0 of \d+ matrices are Q5_K; the others, whose columns are no multiple of 256: \d+ Q5_1\n", stderr
+    )
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "sharded", "native", "gguf"])
