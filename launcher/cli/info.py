@@ -17,7 +17,9 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.files.file_sets import variants_beside
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
+from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.checkpoint.layouts.names import is_lora
+from engine.checkpoint.layouts.other_models import other_model
 from engine.checkpoint.layouts.presharded import split_degrees
 from engine.checkpoint.merged_loras import read_merged_loras
 from engine.checkpoint.part_paths import find_parts
@@ -201,7 +203,8 @@ def describe_file(path: Path) -> str:
     """Tell which part of a model a single file is, in which names and formats. Raises `CheckpointError` if it is
     damaged or no part of one."""
     with closing(open_tensor_file(path)) as file:
-        names = list(file.headers)
+        names, metadata = list(file.headers), file.metadata
+        stored_tensors(file)  # an error for weights in a form that is not read
     parts = []
     for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
         try:
@@ -218,7 +221,9 @@ def describe_file(path: Path) -> str:
         return f"{listed} in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
     if is_lora(names):
         raise CheckpointError.of(path, f"is a LoRA; give it beside a model: krea2 info --lora {path}")
-    raise CheckpointError.of(path, "is no part of Krea 2", expected="its transformer, text encoder or VAE")
+    other = other_model(names, metadata)
+    problem = "is no part of Krea 2" + ("" if other is None else f": it is {other}")
+    raise CheckpointError.of(path, problem, expected="its transformer, text encoder or VAE")
 
 
 def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:

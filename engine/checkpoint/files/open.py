@@ -7,8 +7,8 @@ from os.path import isdir
 from pathlib import Path
 
 from engine.checkpoint.files.file_sets import file_sets, is_shard, set_of
-from engine.checkpoint.files.gguf_file import GgufFile
 from engine.checkpoint.files.gguf_header import MAGIC as GGUF_MAGIC
+from engine.checkpoint.files.gguf_split import first_part, open_gguf
 from engine.checkpoint.files.mapped_file import MappedFile
 from engine.checkpoint.files.safetensors_file import SafetensorsFile, ShardedFile
 from engine.checkpoint.files.stored import TensorFile
@@ -35,8 +35,9 @@ def open_component(path: Path, component: str, stem: str) -> TensorFile:
 
 
 def open_tensor_file(path: Path, limits: JsonLimits = FILE_LIMITS) -> TensorFile:
-    """Open a safetensors file, all shards of a sharded one by its index or any of them, or a GGUF file. Raises
-    `CheckpointError` for anything else, and for pickles, which run whatever code is in them when they are read.
+    """Open a safetensors file, all shards of a sharded one by its index or any of them, or a GGUF file, all parts of
+    one in parts by any of them. Raises `CheckpointError` for anything else, and for pickles, which run whatever code is
+    in them when they are read.
 
     limits: of the header of a safetensors file.
     """
@@ -44,7 +45,7 @@ def open_tensor_file(path: Path, limits: JsonLimits = FILE_LIMITS) -> TensorFile
     start = file.data[:LOOKED_AT]
     file.close()
     if start.startswith(GGUF_MAGIC):
-        return GgufFile(path)
+        return open_gguf(path)
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= file.size:
         return _open_shards(path) if is_shard(path.name) else SafetensorsFile(path, limits)
     if (other := in_its_place(start)) is not None:
@@ -71,7 +72,7 @@ def _in_folder(folder: Path, stem: str) -> Path:
     # one model, whatever it is called and in whatever precisions
     indexed = [each for each in found if each.index is not None]
     by_stem = {each.stem: each.entry for each in reversed(indexed or found)}
-    others = [] if indexed else [name for name in names if name.endswith(".gguf")]
+    others = [] if indexed else list({first_part(name) for name in names if name.endswith(".gguf")})
     entries = sorted((*by_stem.values(), *others))
     if len(entries) > 1:
         raise CheckpointError.of(folder, "holds several files of tensors: name one of them", found=", ".join(entries))

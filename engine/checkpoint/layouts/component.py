@@ -17,6 +17,7 @@ from engine.checkpoint.files.stored import Reshaped, StoredTensor, TensorFile
 from engine.checkpoint.layouts import names
 from engine.checkpoint.layouts.belonging import Ambiguous, belonging, called, held
 from engine.checkpoint.layouts.encodings import stored_tensors
+from engine.checkpoint.layouts.other_models import other_model
 from engine.errors import CheckpointError
 
 _NOT_HELD = {
@@ -130,6 +131,9 @@ def _not_held(file: TensorFile, stored: Collection[str], component: str) -> Chec
         return CheckpointError.of(file.path, problem)
     if names.is_lora(stored):
         return CheckpointError.of(file.path, "is a LoRA, which goes with a model: give it as lora, not as model")
+    if (other := other_model(stored, file.metadata)) is not None:
+        problem = f"is no Krea 2 {component.replace('_', ' ')}: it is {other}"
+        return CheckpointError.of(file.path, problem)
     if component != "transformer":
         problem, signature = _NOT_HELD[component]
         expected = f"one tensor whose name ends with {signature}"

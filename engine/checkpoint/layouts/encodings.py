@@ -7,6 +7,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from engine.checkpoint.files.gguf_file import GgufFile
+from engine.checkpoint.files.gguf_split import SplitGgufFile
 from engine.checkpoint.files.stored import FLOAT_BYTES, INT8_GROUP, Bounds, PlainTensor, StoredTensor, TensorFile
 from engine.checkpoint.layouts.names import DEAD_TENSORS
 from engine.checkpoint.quantized import foreign, metadata, scaled
@@ -65,6 +66,8 @@ def stored_tensors(file: TensorFile) -> dict[str, StoredTensor]:
     the form of, and for scales without a weight, except those of the two dead matrices `last.down` and `last.up`, which
     vanish. Reads headers, and metadata that is in tensors.
     """
+    if isinstance(file, SplitGgufFile):
+        return {name: tensor for part in file.parts for name, tensor in stored_tensors(part).items()}
     if isinstance(file, GgufFile):
         # ggml writes its plain floats under the names that safetensors has for them
         return {

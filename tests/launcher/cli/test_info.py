@@ -122,8 +122,14 @@ def test_a_file_alone_is_told_by_what_is_in_it(comfy: dict[str, str], tmp_path: 
     assert not is_lone_file(EngineConfig(model=comfy["transformer"], vae=comfy["vae"]))
     assert not is_lone_file(EngineConfig(model="demo"))
     other = Path(write_empty(tmp_path / "other.safetensors", {"img_in.weight": ("BF16", (3072, 64))}, {}))
-    with pytest.raises(CheckpointError, match=r"other\.safetensors: is no part of Krea 2"):
+    with pytest.raises(CheckpointError, match=r"other\.safetensors: is no part of Krea 2, expected"):
         describe_file(other)
+    for tensors, said in (
+        ({"transformer_blocks.0.img_mod.1.weight": ("BF16", (8, 8))}, "is no part of Krea 2: it is Qwen-Image"),
+        ({"a.qweight": ("F32", (8, 8)), "a.wscales": ("BF16", (8,))}, "quantised by nunchaku"),
+    ):
+        with pytest.raises(CheckpointError, match=said):
+            describe_file(Path(write_empty(tmp_path / "named.safetensors", tensors, {})))
     other.write_bytes(other.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"other\.safetensors: is not a whole safetensors file"):
         describe_file(other)

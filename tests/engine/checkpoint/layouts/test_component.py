@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -151,16 +153,33 @@ def test_two_namings_in_one_file_are_refused(turbo: Path, tmp_path: Path, data: 
     assert message.startswith("mixes two namings, expected names like ")
 
 
-def test_another_models_transformer_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
-    qwen_image = {
-        "transformer_blocks.0.attn.to_q.weight": torch.zeros(8, 8),
-        "transformer_blocks.0.img_mod.1.weight": torch.zeros(48, 8),
-        "txt_norm.weight": torch.zeros(8),
-    }
-    message = refusal(open_transformer, save(qwen_image, tmp_path / "qwen.safetensors"))
-    assert message == "is no Krea 2 transformer: a tensor is missing, expected text_fusion.projector.weight"
-    message = refusal(open_transformer, save({"x.weight": torch.zeros(2)}, tmp_path / "x.safetensors"))
-    assert message.endswith("expected txtfusion.projector.weight")
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("transformer_blocks.0.img_mod.1.weight", "it is Qwen-Image"),
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "it is FLUX.1 or a model like it"),
+        ("blocks.0.cross_attn.k.weight", "it is Wan or a model like it"),
+        ("model.diffusion_model.input_blocks.1.0.emb_layers.1.weight", "it is Stable Diffusion 1, 2 or XL"),
+        ("model.layers.0.self_attn.q_proj.weight", "it is a language model"),
+        ("transformer_blocks.0.attn.to_q.weight", "a tensor is missing, expected text_fusion.projector.weight"),
+    ],
+)
+def test_another_models_transformer_is_refused_with_what_it_is_or_lacks(tmp_path: Path, name: str, model: str) -> None:
+    other = {name: torch.zeros(8, 8), "txt_norm.weight": torch.zeros(8)}
+    message = refusal(open_transformer, save(other, tmp_path / "other.safetensors"))
+    assert message == f"is no Krea 2 transformer: {model}"
+
+
+def test_a_gguf_file_of_another_model_is_refused_with_its_architecture(tmp_path: Path) -> None:
+    for architecture, said in (("flux", " (general.architecture flux)"), ("pig", "")):
+        writer = GGUFWriter(tmp_path / architecture, architecture)
+        writer.add_tensor("double_blocks.0.img_attn.qkv.weight", np.zeros((8, 8), np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        message = refusal(open_transformer, tmp_path / architecture)
+        assert message == f"is no Krea 2 transformer: it is FLUX.1 or a model like it{said}"
 
 
 @pytest.mark.parametrize("qtype", ["F32", "Q8_0"])

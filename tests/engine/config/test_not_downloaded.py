@@ -56,7 +56,8 @@ def test_as_a_lora_or_a_tokenizer(turbo: Path, tmp_path: Path, content: bytes) -
 
 
 @pytest.mark.parametrize("file", JSON_FILES)
-def test_a_servers_answer_for_a_config(damaged: Path, file: str) -> None:
+def test_a_servers_answer_for_a_config(turbo: Path, tmp_path: Path, file: str) -> None:
+    damaged = copy_checkpoint(turbo, tmp_path / "damaged")
     replace_bytes(damaged / file, b'{"error": "Repository not found"}')
     message = refusal(damaged, damaged / file, open_folder)
     assert message.endswith("is a server's answer, not the file, which must be downloaded again: Repository not found")
