@@ -107,6 +107,7 @@ def test_what_was_written_draws_what_the_loras_do_beside_the_weights(
     assert relative_error(picture.latents, beside) <= 2e-5
 
 
+@pytest.mark.slow  # the test above and test_schemes.py, which compares what is drawn beside the weights, guard it
 def test_what_was_written_is_what_diffusers_fuses(turbo: Path, files: list[Path], written: Callable[..., Path]) -> None:
     folder = written("diffusers", "float32", loras=((0.7, 1),))
     pipeline = load_pipeline(turbo)
@@ -155,7 +156,6 @@ def test_what_was_rounded_is_not_rounded_once_more(
     turbo: Path,
     written: Callable[..., Path],
     tmp_path: Path,
-    files: list[Path],
     stored: tuple[str, str],
     layout: str,
     weights: str,
@@ -167,12 +167,19 @@ def test_what_was_rounded_is_not_rounded_once_more(
         ArgumentError, match=r"merge_loras would have to round .*, which the checkpoint has as .*, once m"
     ):
         written(layout, weights, transformer=str(file))
-    # as floats, the LoRA is added to what the file has
-    output = written("native", "bfloat16", transformer=str(file))
+
+
+def test_what_was_rounded_is_made_floats_of_that_loras_are_added_to(
+    turbo: Path, written: Callable[..., Path], tmp_path: Path, files: list[Path]
+) -> None:
+    file = tmp_path / "rounded.safetensors"
+    with closing(CheckpointFiles.open(EngineConfig(model=str(turbo)))) as checkpoint:
+        convert(checkpoint, file, layout="native", weights="fp8")
     loras = tuple((str(files[index]), strength) for strength, index in LORAS)
     with opened(turbo, loras, "none", transformer=str(file)) as checkpoint:
         expected = checkpoint.components["transformer"].tensors[BLOCK].read((slice(0, 128), slice(0, 128)))
-    assert torch.equal(load_file(output)["blocks.0.attn.wq.weight"], expected.bfloat16())
+    output = load_file(written("native", "keep", transformer=str(file)))
+    assert torch.equal(output["blocks.0.attn.wq.weight"], expected.bfloat16())
 
 
 @pytest.mark.parametrize(("layout", "weights"), [("native", "float32"), ("gguf", "f32"), ("sharded", "keep")])
