@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from engine.errors import ArgumentError, printable
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import given, table_options
 from launcher.cli.options.numbers import WHOLE_NUMBER
+from launcher.cli.progress import ConvertProgress
 from launcher.cli.stdout import say_path
 
 _SUFFIXES = {".safetensors": "native", ".gguf": "gguf"}  # which say of a file, or a folder, that it has this layout
@@ -54,8 +54,6 @@ def convert(
 ) -> None:
     """Write a checkpoint to OUTPUT in another layout, quantised, split for ranks, or with LoRAs in it. Prints OUTPUT
     when it is whole."""
-    from tqdm import tqdm
-
     from engine.checkpoint.checkpoint_files import CheckpointFiles
     from engine.checkpoint.convert.convert import COMPONENTS, LAYOUTS, count_tensors, quantization_of
     from engine.checkpoint.convert.convert import convert as write
@@ -87,8 +85,7 @@ def convert(
             engine, described = _with_loras(engine, loras, checkpoint.config)
             checkpoint = cleanup.enter_context(merged(checkpoint, engine))
         total = count_tensors(checkpoint, layout, component, tp)
-        shown = sys.stderr is not None and sys.stderr.isatty()
-        with tqdm(total=total, unit="tensor", leave=False, disable=not shown) as bar:
+        with ConvertProgress(total) as progress:
             notes = write(
                 checkpoint,
                 output,
@@ -98,7 +95,7 @@ def convert(
                 prefix=prefix or "",
                 tp=tp,
                 merged=described,
-                report=bar.update,
+                report=progress.advance,
             )
     for note in notes:
         click.echo(f"note: {note}", err=True)

@@ -132,6 +132,36 @@ class GenerateProgress:
         return nullcontext() if self._terminal is None or self._bar is None else self._bar.external_write_mode()
 
 
+class ConvertProgress:
+    """Shows how many tensors are written: a bar on a terminal, elsewhere a line each minute, since quantising the real
+    model may take many. Leaving its `with` block takes the bar away.
+
+    total: tensors. clock: in seconds.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total, self._clock, self._began = total, clock, clock()
+        self._done = self._lines = 0
+        shown = sys.stderr is not None and sys.stderr.isatty()
+        self._bar = make_bar(file=sys.stderr, total=total, unit="tensor") if shown else None
+
+    def __enter__(self) -> ConvertProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def advance(self) -> None:
+        """Count a tensor."""
+        self._done += 1
+        if self._bar is not None:
+            self._bar.update()
+        elif (seconds := self._clock() - self._began) >= (self._lines + 1) * 60:
+            self._lines = int(seconds / 60)
+            click.echo(f"{self._done} of {self._total} tensors, after {seconds:.0f} s", err=True)
+
+
 def describe(stage: Stage, seconds: float) -> str:
     """Say in a line how far an engine is, after so many seconds."""
     return f"{stage.describe()}, after {seconds:.0f} s"

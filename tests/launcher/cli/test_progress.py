@@ -12,7 +12,7 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from launcher.cli import progress
-from launcher.cli.progress import GenerateProgress, LoadingProgress
+from launcher.cli.progress import ConvertProgress, GenerateProgress, LoadingProgress
 from launcher.cli.server_summary import ServerSummary
 from launcher.messages.configs import FrontendConfig, HttpConfig, LoraFile
 from launcher.messages.limits import Limits
@@ -40,6 +40,27 @@ def test_loading_that_is_short_says_nothing_where_there_is_no_terminal_and_else_
     assert [round(seconds) for seconds, _ in said] == [10, 20, 30]
     last = progress.describe(Stage(name="loading", done=GB, total=2 * GB), 20.0)
     assert last == "loading 1.0 of 2.0 GB (50 %), after 20 s"
+
+
+def test_a_conversion_says_nothing_while_it_is_short_and_else_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0, 5, 59, 70, 110, 250, 299, 300))
+    with ConvertProgress(430, lambda: next(clock)) as written:
+        for _ in range(7):
+            written.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "3 of 430 tensors, after 70 s",
+        "5 of 430 tensors, after 250 s",
+        "7 of 430 tensors, after 300 s",
+    ]
+    monkeypatch.setattr("sys.stderr", terminal := Terminal())
+    with ConvertProgress(4) as written:
+        written.advance()
+        written.advance()
+        written._bar.refresh()
+    assert "| 2/4 [" in terminal.getvalue()
+    assert terminal.getvalue().endswith("\r")
 
 
 def test_a_terminal_has_a_bar_by_bytes_which_is_gone_at_the_end() -> None:
