@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from engine.errors import shortened
+
 LOOKED_AT = 512  # bytes
 _POINTER = b"version https://git-lfs"
 _ARCHIVES = {
@@ -40,7 +42,7 @@ def text_in_its_place(start: bytes) -> str | None:
     text = line[0].decode("utf-8", "replace") if line else ""
     if len(text) < _SHORTEST_TEXT or not text.isprintable() or "\ufffd" in text[:-1]:
         return None
-    return f"is text, not the file that it should be, which must be downloaded again: {shortened(text)}"
+    return f"is text, not the file that it should be, which must be downloaded again: {shortened(text, _SHOWN)}"
 
 
 def answer_in_its_place(values: Mapping[str, Any]) -> str | None:
@@ -48,9 +50,4 @@ def answer_in_its_place(values: Mapping[str, Any]) -> str | None:
     key = next((each for each in _ANSWERS if each in values), None)
     if key is None or len(values) > _MOST_OF_AN_ANSWER:
         return None
-    return f"is a server's answer, not the file, which must be downloaded again: {shortened(str(values[key]))}"
-
-
-def shortened(text: str) -> str:
-    """The beginning of what a file says, for an error."""
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+    return f"is a server's answer, not the file, which must be downloaded again: {shortened(str(values[key]), _SHOWN)}"

@@ -76,7 +76,8 @@ def _in_folder(folder: Path, stem: str) -> Path:
     entries = sorted((*by_stem.values(), *others))
     if len(entries) > 1:
         raise CheckpointError.of(folder, "holds several files of tensors: name one of them", found=", ".join(entries))
-    return folder / (entries[0] if entries else f"{stem}.safetensors")
+    pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))  # which are refused for what they are
+    return folder / next(iter((*entries, *pickles)), f"{stem}.safetensors")
 
 
 def _open_shards(path: Path) -> ShardedFile:

@@ -84,12 +84,16 @@ def stored_tensors(file: TensorFile) -> dict[str, StoredTensor]:
     quantized = metadata.read_quantization_metadata(file, layers)
     default = file.metadata.get("quant_format")
     stored: dict[str, StoredTensor] = {}
+    unmarked = False
     for name, in_file in names.items():
         layer = name.removesuffix(".weight")
         found, said = (companions.get(layer, {}), quantized.get(layer)) if layer != name else ({}, None)
         if said is None and default in _CLASSES and "weight_scale" in found:
             said = metadata.QuantizationMetadata(default)
+        unmarked = unmarked or (said is None and bool(found.keys() - {"input_scale"}))
         stored[name] = _stored(file, in_file, found, said, full_precision=name.startswith(full_precision))
+    if unmarked:
+        foreign.refuse_by_config(file)
     return stored
 
 
@@ -142,6 +146,8 @@ def _stored(
             return scaled.Fp8Cast(file, name, full_precision=full_precision)
         if dtype in _INTEGERS and name.endswith(".weight"):
             problem = "is quantised, but neither the header nor a comfy_quant tensor says how"
+            if (method := foreign.quantization_method(file)) is not None:
+                problem = f"is quantised by {method}, as the config.json beside it says, in a form that is not read"
             expected = f"a download in {foreign.READABLE}"
             raise CheckpointError.of(file.path, problem, name=name, expected=expected, found=f"{dtype} {shape}")
         for kind, companion in companions.items():

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.files.open import open_component, open_tensor_file
 from engine.checkpoint.files.safetensors_file import LARGEST_HEADER, SafetensorsFile
 from engine.errors import CheckpointError
 from tests.damage import bounded_memory
@@ -53,7 +53,7 @@ def test_pickles_are_refused_by_name(tmp_path: Path, content: bytes) -> None:
             "is text, not the file that it should be, which must be downloaded again: Entry not found",
         ),
         ("Zugriff für Sie verweigert\nX".encode(), "must be downloaded again: Zugriff für Sie verweigert"),
-        (b"x" * 5000, "must be downloaded again: " + "x" * 77 + "..."),
+        (b"x" * 5000, "must be downloaded again: " + "x" * 26 + "…" + "x" * 53),
         (b"\x1f\x8b\x08\0\0\0\0\0\0\0", "is a gzip archive: unpack it, and give what is in it"),
         (b"7z\xbc\xaf\x27\x1c\0\4\0\0", "is a 7-Zip archive: unpack it, and give what is in it"),
     ],
@@ -84,6 +84,9 @@ def test_a_file_that_torch_saved_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(3)}, tmp_path / "b.safetensors", _use_new_zipfile_serialization=False)
     assert "is a pickle" in refusal(tmp_path / "a.pt")
     assert "is a pickle" in refusal(tmp_path / "b.safetensors")
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"a\.pt: is a pickle"):
+        open_component(tmp_path, "transformer", "diffusion_pytorch_model")
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

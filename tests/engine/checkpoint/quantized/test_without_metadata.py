@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -113,6 +116,42 @@ def test_other_programs_forms_are_refused_by_name(names: tuple[str, ...], form: 
     message = refusal(tensors | {"blocks.0.prenorm.scale": zeros(64)})
     assert f": belongs to weights quantised by {form}, which are not read; use another download" in message
     assert message.endswith("expected bfloat16, fp8, int8, mxfp8, nvfp4, GGUF, or bitsandbytes' 4 or 8 bits")
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "message"),
+    [
+        (
+            {"quant_method": "torchao"},
+            FP8,
+            "was quantised in a way that is not read, as the config.json beside it says; ",
+        ),
+        ({"quant_method": ["x" * 99]}, FP8, "was quantised in a way that is not read"),
+        ({"bits": 4}, FP8, "was quantised in a way that is not read"),
+        (
+            {"quant_method": "compressed-tensors", "transform_config": {"hadamard": 1}},
+            FP8,
+            "transform_config: has weights that were rotated before they were quantised, as the config.json",
+        ),
+        ({"quant_method": "modelopt"}, torch.uint8, "a.weight: is quantised by modelopt, as the config.json beside it"),
+        ({"quant_method": "compressed-tensors", "transform_config": {}}, FP8, None),
+        ({"quant_method": "fp8"}, FP8, None),
+        ("damaged", FP8, None),
+    ],
+)
+def test_what_the_config_beside_weights_says_of_them(
+    tmp_path: Path, config: object, dtype: torch.dtype, message: str | None
+) -> None:
+    file = MemoryFile(layer("a", dtype, weight_scale=torch.ones(4, 1)))
+    file.path = tmp_path / "model.safetensors"
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
+    if message is None:
+        assert stored_tensors(file)["a.weight"].format == "float8_e4m3fn"
+        return
+    with pytest.raises(CheckpointError) as error:
+        stored_tensors(file)
+    assert error.value.message.startswith(f"{file.path}: {message}")
+    assert len(error.value.message) < 400
 
 
 # ---- companions without their weight
