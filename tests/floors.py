@@ -92,6 +92,7 @@ _CHILDREN = {
     "launcher.run_folder",
     "launcher.threads",
 }
+_NAMED = {"launcher.hub", "launcher.requests"}  # what finds the files that people name
 LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.explanation": set(),
     "launcher.lines": set(),
@@ -111,7 +112,8 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.processes": {"launcher.awake", "launcher.lines", "launcher.logs", "launcher.messages"},
     "launcher.run_folder": set(),
     "launcher.pictures": _CHILDREN,
-    "launcher.requests": {"launcher.explanation", "launcher.messages", "launcher.pictures"},
+    "launcher.hub": set(),
+    "launcher.requests": {"launcher.explanation", "launcher.hub", "launcher.messages", "launcher.pictures"},
     "launcher.provenance": {"launcher.kept", "launcher.logs", "launcher.messages", "launcher.requests"},
     "launcher.requests.explained": {
         "launcher.explanation",
@@ -198,7 +200,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.setup": {
         *_CHILDREN,
         "launcher.client",
-        "launcher.requests",
+        *_NAMED,
         "launcher.frontend",
         "launcher.auto_mode",
     },
@@ -208,7 +210,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.messages",
         "launcher.requests",
     },
-    "launcher.ray.engine": {"launcher.client", "launcher.messages", "launcher.ray.replaying", "launcher.requests"},
+    "launcher.ray.engine": {*_CHILDREN, *_NAMED, "launcher.client", "launcher.ray.replaying"},
     "launcher.ray.web": {*_CHILDREN, "launcher.http", "launcher.http.answers", "launcher.http.apis.automatic1111"},
     "launcher.ray.one_machine": {*_CHILDREN, "launcher.http"},
     "launcher.ray": {
@@ -218,7 +220,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.ray.replaying",
         "launcher.parameters",
         "launcher.client",
-        "launcher.requests",
+        *_NAMED,
         "launcher.http",
         "launcher.http.answers",
         "launcher.http.workers",
@@ -239,7 +241,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.pictures",
         "launcher.cli.options",
         "launcher.client",
-        "launcher.requests",
+        *_NAMED,
         "launcher.http",
         "launcher.ranks",
         "launcher.provenance",
@@ -254,7 +256,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.cli.options",
         "launcher.cli",
         "launcher.http",
-        "launcher.requests",
+        *_NAMED,
         "launcher.setup",
         "launcher.ray",
         "launcher.ray.engine",

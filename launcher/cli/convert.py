@@ -58,7 +58,7 @@ def convert(
     from engine.checkpoint.convert.convert import COMPONENTS, LAYOUTS, count_tensors, quantization_of
     from engine.checkpoint.convert.convert import convert as write
     from engine.lora.merge import merged
-    from launcher.setup.hub import find_model
+    from launcher.hub.models import find_model
 
     component = component.replace("-", "_")  # as in --text-encoder
     for name, value, allowed in (("layout", layout, LAYOUTS), ("component", component, COMPONENTS)):
@@ -109,9 +109,9 @@ def _with_loras(
     left out."""
     from engine.lora.folders import file_in
     from launcher.provenance.file_hashes import find_hash
-    from launcher.requests.lora_files import open_lora, parse_lora
+    from launcher.requests.lora_files import located, open_lora, parse_lora
 
-    files = [parse_lora(lora) for lora in loras]
+    files = [located(parse_lora(lora)) for lora in loras]
     for file in files:
         opened = open_lora(file.path, model, lenient=engine.lora_lenient)
         if opened.left_out:

@@ -34,11 +34,11 @@ from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import given, model_argument, table_options
 from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say
+from launcher.hub.models import find_model
 from launcher.messages.limits import Limits
 from launcher.provenance.file_hashes import find_hash
 from launcher.requests.infotext import model_hash
 from launcher.setup.configure import engine_config
-from launcher.setup.hub import find_model
 
 
 @click.command(cls=Command)
@@ -231,9 +231,9 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
 
     Returns these bytes, too. Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
     """
-    from launcher.requests.lora_files import describe_scales, open_lora, parse_lora
+    from launcher.requests.lora_files import describe_scales, located, open_lora, parse_lora
 
-    lora = parse_lora(text)
+    lora = located(parse_lora(text))
     opened = open_lora(lora.path, _read(config).config, lenient=config.lora_lenient)
     size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
     layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
@@ -244,9 +244,9 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
 
 def _lora_file(text: str) -> Path:
     from engine.lora.folders import file_in
-    from launcher.requests.lora_files import parse_lora
+    from launcher.requests.lora_files import located, parse_lora
 
-    return file_in(parse_lora(text).path)
+    return file_in(located(parse_lora(text)).path)
 
 
 def _hashes(files: Mapping[str, Sequence[Path]]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from launcher.cli.options.serving import api_key_option, log_format_option, tell
 from launcher.cli.progress import LoadingProgress
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
+from launcher.hub.names import model_name
 from launcher.messages.api_keys import read_keys
 from launcher.messages.configs import MAX_WORKERS, HttpConfig
 from launcher.messages.limits import Limits
@@ -165,7 +166,7 @@ def serve(
             "max_body_bytes",
         )  # fmt: skip
         own = {name: options[name] for name in names}
-        own["model_names"] = own["model_names"] or (_model_name(options),)
+        own["model_names"] = own["model_names"] or (model_name(options["model"] or options["transformer"] or "demo"),)
         if api_key_file is not None:
             own |= {"api_key_file": api_key_file, "file_keys": read_keys(api_key_file)}
         http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
@@ -224,13 +225,6 @@ def _warn_of_unused() -> None:
     ]
     if given:
         click.echo(f"warning: with --no-http there is no use for {', '.join(given)}", err=True)
-
-
-def _model_name(options: Mapping[str, Any]) -> str:
-    """What the user calls the model: its folder's, its repository's or its file's name."""
-    name: str = options["model"] or options["transformer"] or "demo"
-    path = Path(name).resolve()
-    return (path.stem if path.is_file() else path.name) or name
 
 
 @click.command(cls=Command)

@@ -9,12 +9,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from engine.config.engine_config import EngineConfig
 from engine.config.options import Option, check_options, option, options_of, switch
 from engine.errors import ArgumentError
+from launcher.hub.names import model_name
 from launcher.messages.limits import is_number
 from launcher.ray.scaling import BACKLOG_TARGET_S, BACKLOG_TARGETS_S, DOWN_DELAY_S, DOWN_DELAYS_S
 from launcher.setup.configure import MAX_TIMEOUT_S, LaunchOptions
@@ -201,8 +201,7 @@ class ClusterArgs:
         """What HTTP clients call the model: by default its folder's, its repository's or its file's name."""
         names = tuple(name.strip() for text in self.http.served_model_name for name in text.split(","))
         name: str = self.engine.get("model") or self.engine.get("transformer") or "demo"
-        path = Path(name).resolve()
-        return names or ((path.stem if path.is_file() else path.name) or name,)
+        return names or (model_name(name),)
 
 
 def _read(name: str, value: Any, default: Any, known: Option) -> Any:

@@ -15,7 +15,7 @@ from launcher.messages.configs import FrontendConfig, HttpConfig
 from launcher.ray.args import ClusterArgs
 from launcher.ray.engine.loras import declared_loras
 from launcher.requests.check import parse_size
-from launcher.requests.lora_files import open_lora
+from launcher.requests.lora_files import located, open_lora
 from launcher.setup.configure import configure
 from launcher.setup.nearest import nearest_to_given
 
@@ -33,8 +33,8 @@ class Settled:
 def settle(args: Mapping[str, Any]) -> Settled:
     """Check all that `krea2 serve` checks before it starts anything, and open the model's files, and those of LoRAs.
 
-    A model that is named only by its Hugging Face repository is downloaded. Raises `ArgumentError`, `CheckpointError`,
-    `LoraError`.
+    A model and LoRAs that are named by their Hugging Face repositories are downloaded. Raises `ArgumentError`,
+    `CheckpointError`, `LoraError`.
     """
     read = ClusterArgs.of(args)
     merge = read.engine.get("merge_lora", False)
@@ -43,7 +43,7 @@ def settle(args: Mapping[str, Any]) -> Settled:
         frontend, model, warnings = configure(options, auto=False, workload=_no_workload, tell=lambda *_: None)
         if not merge:
             for lora in declared_loras({"loras": read.engine.get("loras", ())}, read.engine.get("lora_dir")).values():
-                left_out = open_lora(lora.path, model, lenient=frontend.engine.lora_lenient).left_out
+                left_out = open_lora(located(lora).path, model, lenient=frontend.engine.lora_lenient).left_out
                 warnings += (f"{lora.path}: {left_out}",) if left_out else ()
     except Krea2Error as error:
         if meant := nearest_to_given(dict(read.engine), error.message):

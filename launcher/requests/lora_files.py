@@ -18,12 +18,15 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError, LoraError, printable
 from engine.lora.files import AdapterFile, open_adapter
 from engine.lora.folders import file_in
+from launcher.hub.loras import find_lora
+from launcher.hub.names import HubName
 from launcher.messages.configs import FrontendConfig, LoraFile
 from launcher.requests.check import check_strength
 from launcher.requests.rank_memory import RankMemory
 
 MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4 GiB
 MAX_NAME = 100  # characters
+_INSIDE = "relative to the server's --lora-dir, and a file in there"
 _LONGEST_PATH = 4096  # what Linux takes
 _WITH_STRENGTH = re.compile(r"(?P<path>.+):(?P<strength>[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+))", re.DOTALL)
 _WITH_NAME = re.compile(r"(?P<name>[^=/]*)=(?P<path>.*)", re.DOTALL)
@@ -32,13 +35,13 @@ _WITH_NAME = re.compile(r"(?P<name>[^=/]*)=(?P<path>.*)", re.DOTALL)
 def parse_lora(text: str) -> LoraFile:
     """Read `[NAME=]PATH[:STRENGTH]`. The default name is the file's without its suffix, the default strength 1.
 
-    PATH may be one of `DEMO_LORAS`; one whose own name has a `=` is to be written with a folder before it. Raises
-    `ArgumentError`.
+    PATH may be one of `DEMO_LORAS`; one whose own name has a `=` is to be written with a folder before it. It may be in
+    a Hugging Face repository, as `HubName.of_lora` reads it: see `located`. Raises `ArgumentError`.
     """
     with_strength = _WITH_STRENGTH.fullmatch(text)
     path, strength = with_strength.group("path", "strength") if with_strength else (text, "1")
     with_name = _WITH_NAME.fullmatch(path)
-    name, path = with_name.group("name", "path") if with_name else (Path(path).stem, path)
+    name, path = with_name.group("name", "path") if with_name else (default_name(path), path)
     if not path:
         raise ArgumentError.of("lora", "[NAME=]PATH[:STRENGTH]", text)
     check_name(name, "lora")
@@ -46,10 +49,23 @@ def parse_lora(text: str) -> LoraFile:
     return LoraFile(name=name, path=str(DEMO_LORAS.get(path, path)), strength=checked)
 
 
+def default_name(path: str) -> str:
+    """What a LoRA is called: as its file, without the suffix, or as its Hugging Face repository."""
+    hub_name = HubName.of_lora(path)
+    return Path(path).stem if hub_name is None else hub_name.lora
+
+
+def located(lora: LoraFile) -> LoraFile:
+    """The same with a path on this machine, where its file is downloaded to if it is in a Hugging Face repository and
+    not in the cache. Raises `ArgumentError` if it cannot be had."""
+    return msgspec.structs.replace(lora, path=find_lora(lora.path, most_bytes=MAX_FILE_BYTES))
+
+
 def with_loras(
     config: FrontendConfig, model: ModelConfig, loras: Sequence[str], *, lora_dir: str | None, merge: bool
 ) -> tuple[FrontendConfig, tuple[str, ...]]:
     """Check files, and return the configuration with these LoRAs, for requests to choose or to be merged, and warnings.
+    Files that are in a Hugging Face repository are downloaded.
 
     Raises `ArgumentError` or `LoraError`.
     """
@@ -66,6 +82,7 @@ def with_loras(
     for name, count in Counter(file.name for file in files).items():
         if not merge and count > 1:
             raise ArgumentError(f"two LoRAs are called {name!r}: name one with NAME=PATH", parameter="lora")
+    files = tuple(map(located, files))
     opened = [open_lora(file.path, model, lenient=engine.lora_lenient) for file in files]
     warned = [(file.path, adapter) for file, adapter in zip(files, opened, strict=True) if adapter.left_out]
     changes: dict[str, object] = {"loras": files}
@@ -121,6 +138,9 @@ def path_inside(folder: str, path: str) -> str:
     fits = 0 < len(path) <= _LONGEST_PATH and "\0" not in path
     if fits and not os.path.isabs(path) and ".." not in Path(path).parts:
         given = os.path.normpath(os.path.join(root, path))
+        if HubName.of_lora(path) is not None and not os.path.lexists(given):
+            here = "there is none; of Hugging Face's repositories, the server loads those of --lora when it starts"
+            raise ArgumentError(f"path must be {_INSIDE}, got {path!a}: {here}", parameter="path")
         if _is_inside(root, given):
             try:
                 file = file_in(given)
@@ -128,7 +148,7 @@ def path_inside(folder: str, path: str) -> str:
                 raise LoraError(error.message.replace(printable(given), printable(path))) from None
             if _is_inside(root, str(file)) and os.path.realpath(file) != root:
                 return os.path.join(os.path.realpath(file.parent), file.name)
-    raise ArgumentError.of("path", "relative to the server's --lora-dir, and a file in there", path)
+    raise ArgumentError.of("path", _INSIDE, path)
 
 
 def _is_inside(root: str, path: str) -> bool:

@@ -16,9 +16,9 @@ from engine.config.model_config import ModelConfig
 from engine.config.options import check_options, option, options_of, switch
 from launcher.auto_mode.choice import choose_mode
 from launcher.auto_mode.prediction import Workload, block_format
+from launcher.hub.models import find_model
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
-from launcher.setup.hub import find_model
 from launcher.setup.usual_names import own_device, own_dtype
 
 MAX_TIMEOUT_S = 7 * 86_400  # a week
@@ -43,8 +43,8 @@ class LaunchOptions:
     )
     loras: Sequence[str] = option(
         (),
-        "A LoRA file, or demo-outlined: generate uses it for every image, serve lets requests choose it by NAME, which "
-        "is the file's if there is none. May be repeated.",
+        "A LoRA, a file or in a Hugging Face repository, or demo-outlined: generate uses it for every image, serve "
+        "lets requests choose it by NAME, which is the file's if there is none. May be repeated.",
         flag="--lora",
         metavar="[NAME=]PATH[:STRENGTH]",
         repeated=True,

@@ -58,6 +58,7 @@ _PARALLEL = 'tp, sp or cfg_parallel, or parallel="auto"'
 # What other programs call them.
 _MEANT = {
     **dict.fromkeys(("model_path", "model_id", "checkpoint", "pretrained_model_name_or_path"), "model"),
+    "revision": 'behind the repository: model="owner/name@revision"',
     "torch_dtype": "dtype",
     **dict.fromkeys(("tp_size", "tensor_parallel_size"), "tp"),
     **dict.fromkeys(("sp_size", "sp_degree", "ulysses_degree", "ulysses_size"), "sp"),

@@ -22,12 +22,13 @@ def launch(model: AnyPath | None = None, *, progress: bool | None = None, **opti
 
     Closing the client stops them all; so do leaving its `with` block, forgetting it, and the end of the program.
 
-    model is a checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, which is
-    downloaded unless it is in the cache, or a demo: "demo-turbo", for which "demo" and None stand too, or "demo-raw".
-    transformer, text_encoder, vae and tokenizer are files or folders that replace parts of it; where all four are
-    given, no model need be. limits changes fields of `Limits`. A rank that is not ready after start_timeout_s seconds,
-    or that takes longer than step_timeout_s over a step, or than 60 s and 20 times its estimate, counts as lost.
-    warm_up: prepare a GPU first, and run steps while no request waits, to learn previews and how long work takes.
+    model is a checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, as
+    "owner/name" or "owner/name@revision", which is downloaded unless it is in the cache, or a demo: "demo-turbo", for
+    which "demo" and None stand too, or "demo-raw". transformer, text_encoder, vae and tokenizer are files or folders
+    that replace parts of it; where all four are given, no model need be. limits changes fields of `Limits`. A rank that
+    is not ready after start_timeout_s seconds, or that takes longer than step_timeout_s over a step, or than 60 s and
+    20 times its estimate, counts as lost. warm_up: prepare a GPU first, and run steps while no request waits, to learn
+    previews and how long work takes.
     progress: whether to show a bar until then. None: in a notebook, and where stderr is a terminal.
 
     image_input: whether requests may bring a picture to begin from, for which the VAE's encoder is loaded
@@ -39,8 +40,9 @@ def launch(model: AnyPath | None = None, *, progress: bool | None = None, **opti
     bytes or text such as "16GB".
 
     loras: files as "[NAME=]PATH[:STRENGTH]" for requests to choose by name, or with merge_lora to be part of the
-    weights for all of them; "demo-outlined" is the demos' own. lora_lenient skips what fits nothing in a file, with a
-    warning. lora_dir: a folder from which `Client.load_lora` may load more.
+    weights for all of them; PATH may be in a Hugging Face repository (docs/lora.md), and "demo-outlined" is the demos'
+    own. lora_lenient skips what fits nothing in a file, with a warning. lora_dir: a folder from which
+    `Client.load_lora` may load more.
 
     Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError`,
     `RankError` or `ServerError` if the engine does not come up.

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
 from engine.config.engine_config import PARTS
+from launcher.hub.names import HubName
 
 MODELS = ("krea/Krea-2-Turbo", "krea/Krea-2-Raw", *DEMO_CHECKPOINTS)
 _PATHS = (
@@ -57,7 +58,10 @@ def nearest_path(path: str) -> str | None:
 def nearest_model(model: str) -> str | None:
     """The demo, the folder or file, or the repository whose name is nearest to that of a model that is none. None for a
     repository that is there, and could not be had."""
-    return None if model in MODELS else nearest(model, MODELS) or nearest_path(model)
+    name = HubName.of_model(model)
+    if name is not None and name.repository in MODELS:
+        return None
+    return nearest(model, MODELS) or nearest_path(model)
 
 
 def nearest_to_given(parameters: Mapping[str, Any], message: str) -> str | None:

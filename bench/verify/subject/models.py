@@ -12,8 +12,8 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.step import Job
+from launcher.hub.models import find_model
 from launcher.requests.tokenizer import PromptTokenizer
-from launcher.setup.hub import find_model
 
 BYTES = {"float32": 4, "bfloat16": 2}
 IMAGES_IN_BFLOAT16 = 16  # over which the design states bfloat16's tolerance

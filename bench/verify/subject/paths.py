@@ -11,6 +11,7 @@ from engine.checkpoint.layouts.component import open_text_encoder, open_transfor
 from engine.checkpoint.tokenizer_files import find_tokenizer
 from engine.config.demo_checkpoints import DEMO_CHECKPOINTS, DEMO_LORAS
 from engine.errors import ArgumentError, CheckpointError
+from launcher.hub.names import HubName
 
 _NEEDED = ("transformer/config.json", "text_encoder/config.json", "vae/config.json")
 _WEIGHTS = ("transformer/diffusion_pytorch_model", "text_encoder/model", "vae/diffusion_pytorch_model")
@@ -29,7 +30,7 @@ def check_paths(names: Sequence[str]) -> None:
     for name in names:
         if name in DEMO_LORAS:
             raise _refused(name, _LORA)
-        if name not in DEMO_CHECKPOINTS and (Path(name).exists() or not _may_be_a_repository(name)):
+        if name not in DEMO_CHECKPOINTS and HubName.of_model(name) is None:
             check_folder(Path(name), name)
 
 
@@ -83,10 +84,6 @@ def _describe_file(path: Path) -> str:
         stored = f", quantised ({', '.join(quantised)})" if quantised else ""
         return f"is a single file, Krea 2's {part}{stored}; {_CONVERT}"
     return f"is a file, and no part of Krea 2; {_FOLDER}"
-
-
-def _may_be_a_repository(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith(("/", ".", "~"))
 
 
 def _refused(name: str, reason: str) -> ArgumentError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +10,13 @@ from typing import Any, NamedTuple
 from engine.errors import ArgumentError, Krea2Error
 from launcher.cli.cluster.document import APPLICATION, IMPORT_PATH
 from launcher.cli.options.as_typed import LineError
+from launcher.hub.names import HubName
 from launcher.messages.limits import Limits
 from launcher.ray.args import ENGINE, INGRESS, ClusterArgs, HttpOptions
 from launcher.setup.configure import engine_config
 
 MAX_FILE_BYTES = 2**20
 _PARTS = ("model", "transformer", "text_encoder", "vae", "tokenizer")
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _NO_KEYS = "has no place there, since Serve stores and shows it: set KREA2_API_KEY where Ray is started on the nodes"
 
 
@@ -35,9 +34,11 @@ def check_arguments(args: Mapping[str, Any]) -> Checked:
     """
     read = ClusterArgs.of(args)
     elsewhere = [path for path in _files(read) if not os.path.exists(path)]
-    model = read.engine.get("model")
-    if model is not None and _REPOSITORY.fullmatch(model) and not os.path.exists(model):
-        notes = (f"{model}, which is no folder here, is taken for a Hugging Face repository: each node downloads it",)
+    if hub := [*_on_the_hub(read)]:
+        notes = tuple(
+            f"{name}, which is nothing here, is taken for a Hugging Face repository's: each node downloads it"
+            for name in hub
+        )
     elif elsewhere:
         notes = (f"not on this machine, and so not looked into: {', '.join(elsewhere)}",)
     else:
@@ -50,6 +51,15 @@ def check_arguments(args: Mapping[str, Any]) -> Checked:
     Limits.of(read.engine.get("limits") or {})
     declared_loras({"loras": read.engine.get("loras", ())}, read.engine.get("lora_dir"))
     return Checked(notes=notes)
+
+
+def _on_the_hub(read: ClusterArgs) -> Iterator[str]:
+    """What is named by its Hugging Face repository."""
+    from launcher.requests.lora_files import parse_lora
+
+    if (model := read.engine.get("model")) is not None and HubName.of_model(model):
+        yield model
+    yield from (path for lora in read.engine.get("loras", ()) if HubName.of_lora(path := parse_lora(lora).path))
 
 
 def _files(read: ClusterArgs) -> Iterator[str]:

@@ -15,6 +15,7 @@ from launcher.cli.options.as_typed import OPTIONS_ALONE
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import option_of, parse_limits
 from launcher.cli.serve import serve
+from launcher.hub.names import HubName
 from launcher.ray.args import MOST_REPLICAS, ClusterArgs, ClusterOptions, HttpOptions, known_options
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -28,8 +29,8 @@ _WHY_NO_LORA_DIR = "lora_dir: a cluster's LoRAs are declared for all engines, ea
 _REFUSED = "refused_"  # what the names of options of `krea2 serve` begin with that a cluster does not have
 _CHANGES: dict[str, dict[str, Any]] = {
     "loras": {
-        "help": "A LoRA file, or demo-outlined, for requests to choose by NAME, which is the file's if there is none. "
-        "May be repeated."
+        "help": "A LoRA, a file or in a Hugging Face repository, or demo-outlined, for requests to choose by NAME, "
+        "which is the file's if there is none. May be repeated."
     },
     "host": {"help": "Where HTTP listens."},
     "api_key_file": {"help": "More keys, a line each: NAME KEY, or KEY alone.", "metavar": "FILE"},
@@ -119,7 +120,8 @@ def _whole_lora(text: str) -> str:
     lora = parse_lora(text)
     if lora.path in map(str, DEMO_LORAS.values()):  # which is elsewhere on other machines
         return text
-    return f"{lora.name}={os.path.abspath(lora.path)}:{lora.strength:g}"
+    path = os.path.abspath(lora.path) if HubName.of_lora(lora.path) is None else lora.path
+    return f"{lora.name}={path}:{lora.strength:g}"
 
 
 def _whole(value: float) -> float:

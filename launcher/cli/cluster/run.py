@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -168,9 +167,9 @@ def _summary(
     kind = "Turbo" if model.is_distilled else "Raw"
     keys = len(http.api_keys) + len(http.file_keys)
     each = f"{engine.degrees.name}, " if engine.ranks > 1 else ""
-    loras = [
-        text.partition("=")[0] if "=" in text else Path(text).stem for text in settled.args.engine.get("loras", ())
-    ]
+    from launcher.requests.lora_files import parse_lora
+
+    loras = [parse_lora(text).name for text in settled.args.engine.get("loras", ())]
     return {
         "model": f"{http.model_names[0]} ({kind}: {model.default_steps} steps, "
         f"{model.default_width}×{model.default_height}), started in {after_s:.0f} s",

@@ -200,7 +200,7 @@ OTHER_OPTIONS = (
     OtherOption(("--lora-scale",), _BOTH, "it goes behind the path: `--lora FILE:0.8`"),
     OtherOption(("--lora-nickname",), _SGLANG, "it goes before the path: `--lora NAME=FILE`"),
     OtherOption(("--init-timeout", "--stage-init-timeout"), _VLLM, "`--start-timeout`", "start_timeout_s"),
-    OtherOption(("--revision",), _BOTH, "download it with `hf download`, and give the folder"),
+    OtherOption(("--revision",), _BOTH, "it goes behind the repository: `--model OWNER/NAME@REVISION`"),
     OtherOption(("--download-dir",), "vLLM", "`HF_HOME` says where the cache is"),
     OtherOption(("--log-level",), _BOTH, "there is one; `--log-format` says how", needless=True),
     OtherOption(

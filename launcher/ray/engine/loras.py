@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.errors import ArgumentError, Krea2Error
+from launcher.hub.names import HubName
 from launcher.messages.configs import LoraFile
 from launcher.requests.check import check_strength
-from launcher.requests.lora_files import check_name, parse_lora
+from launcher.requests.lora_files import check_name, default_name, located, parse_lora
+from launcher.threads import in_own_thread
 
 if TYPE_CHECKING:
     from launcher.client.async_client import AsyncClient
@@ -23,7 +25,8 @@ _FIELDS = ("name", "path", "strength")
 def declared_loras(user_config: Any, folder: str | None = None) -> dict[str, LoraFile]:
     """Read `{"loras": […]}`, each as `krea2 serve --lora` has it or as a map. Opens no file.
 
-    folder: where relative paths lie, None to allow absolute ones alone, and the demos' own. Raises `ArgumentError`.
+    folder: where relative paths lie, None to allow absolute ones alone, the demos' own, and names of Hugging Face
+    repositories, which are left as they are. Raises `ArgumentError`.
     """
     if not isinstance(user_config, Mapping) or set(user_config) - {"loras"}:
         raise ArgumentError.of("user_config", "a map with loras and nothing else", user_config)
@@ -47,17 +50,20 @@ def _from_map(each: Any) -> LoraFile:
         raise ArgumentError.of("loras", _ALLOWED, each)
     checked = check_strength("the strength of a LoRA", each.get("strength", 1.0), "loras")
     if name is None:
-        name = Path(path).stem
+        name = default_name(path)
     return LoraFile(name=check_name(name, "loras"), path=str(DEMO_LORAS.get(path, path)), strength=checked)
 
 
 def _in_folder(path: str, folder: str | None) -> str:
     if os.path.isabs(path):
         return path
-    if folder is None:
-        allowed = "an absolute path, which is the same on every node, where args has no lora_dir"
-        raise ArgumentError.of("the path of a LoRA", allowed, path)
-    return os.path.join(folder, path)
+    inside = None if folder is None else os.path.join(folder, path)
+    if HubName.of_lora(path) is not None and (inside is None or not os.path.lexists(inside)):
+        return path
+    if inside is None:
+        allowed = "an absolute path, which is the same on every node, where args has no lora_dir, or a Hugging Face "
+        raise ArgumentError.of("the path of a LoRA", f"{allowed}repository's, as owner/name", path)
+    return inside
 
 
 class LoraSet:
@@ -81,7 +87,8 @@ class LoraSet:
         for name, lora in wanted.items():
             if name not in self._loaded:
                 try:
-                    await client.load_lora(name, lora.path, lora.strength)
+                    found = await in_own_thread(partial(located, lora))  # which this node may have to download
+                    await client.load_lora(name, found.path, lora.strength)
                     self._loaded[name] = lora
                 except Krea2Error as error:
                     wrong.append(error)

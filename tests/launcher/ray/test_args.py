@@ -133,6 +133,7 @@ def test_there_are_more_ingresses_for_many_engines() -> None:
 def test_the_model_is_called_as_its_folder_or_as_is_said(tmp_path: Path) -> None:
     assert ClusterArgs.of({}).model_names() == ("demo",)
     assert ClusterArgs.of({"model": str(tmp_path)}).model_names() == (tmp_path.name,)
+    assert ClusterArgs.of({"model": "krea/Krea-2-Turbo@refs/pr/1"}).model_names() == ("Krea-2-Turbo",)
     assert ClusterArgs.of({"served_model_name": "krea, krea-2"}).model_names() == ("krea", "krea-2")
 
 

@@ -15,7 +15,7 @@ from engine.errors import ArgumentError, LoraError
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits
 from launcher.requests import lora_files
-from launcher.requests.lora_files import describe_scales, open_lora, parse_lora, with_loras
+from launcher.requests.lora_files import describe_scales, open_lora, parse_lora, path_inside, with_loras
 from tests.launcher.lora_stand_in import FakeAdapter, fake_adapters, write_adapter
 
 __all__ = ["fake_adapters"]
@@ -125,3 +125,11 @@ def test_a_file_that_is_too_large_is_not_read(
     for path in (str(link), "\udcff.safetensors"):
         with pytest.raises(LoraError, match="safetensors: 'utf-8' codec can't encode"):
             open_lora(path, demo, lenient=False)
+
+
+def test_clients_are_told_that_repositories_are_for_the_start(tmp_path: Path) -> None:
+    for path in ("someone/ink", "someone/ink@v1/b/ink.safetensors"):
+        with pytest.raises(ArgumentError, match="Face's repositories, the server loads those of --lora when it starts"):
+            path_inside(str(tmp_path), path)
+    ink = write_adapter(tmp_path / "someone" / "ink" / "ink.safetensors")
+    assert path_inside(str(tmp_path), "someone/ink") == str(ink)

@@ -34,6 +34,17 @@ def test_what_is_written_is_right_by_our_checks_and_by_rays_schema(krea2: Krea2,
     assert [each.import_path for each in schema.applications] == ["launcher.ray:build_app"]
 
 
+def test_what_each_node_is_to_download_is_told_and_not_downloaded(
+    krea2: Krea2, written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    file = tmp_path / "krea2.yaml"
+    file.write_text(written.replace('- "demo-outlined"', "- someone/ink@v1:0.5"))
+    code, stdout, stderr = krea2("cluster", "config", "--check", str(file))
+    assert (code, stdout) == (0, f"{file} is right\n")
+    assert "someone/ink@v1, which is nothing here, is taken for a Hugging Face repository's: each node" in stderr
+
+
 @pytest.mark.parametrize(
     ("there", "edited", "message"),
     [

@@ -48,9 +48,10 @@ def test_its_arguments_are_those_that_were_given_and_what_people_change_first(kr
 
 
 def test_loras_are_declared_where_a_change_restarts_nothing_and_merged_ones_where_it_must(krea2: Krea2) -> None:
-    loras = ("--lora", "ink=/nowhere/ink.safetensors:0.5", "--lora", "demo-outlined")
+    texts = ["ink=/nowhere/ink.safetensors:0.5", "demo-outlined", "pen=someone/pen@v1:1"]
+    loras = [part for text in (*texts[:2], "someone/pen@v1") for part in ("--lora", text)]
     (declared,) = yaml.safe_load(krea2(*CONFIG, *loras)[1])["applications"]
-    own = {"loras": ["ink=/nowhere/ink.safetensors:0.5", "demo-outlined"]}
+    own = {"loras": texts}
     assert declared["deployments"] == [{"name": "engine", "user_config": own}]
     assert "loras" not in declared["args"]
     (merged,) = yaml.safe_load(krea2(*CONFIG, "--lora", "demo-outlined", "--merge-lora")[1])["applications"]

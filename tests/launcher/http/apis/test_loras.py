@@ -106,6 +106,7 @@ def test_what_cannot_be_loaded_is_a_400_that_says_why(run_folder: Path, tmp_path
             for body, code, parameter, message in (
                 ({"path": "text.safetensors"}, "bad_lora", None, "text.safetensors: is not a Krea 2 LoRA"),
                 ({"path": "../x"}, "invalid_parameter", "path", "path must be relative to the server's --lora-dir"),
+                ({"path": "a/b"}, "invalid_parameter", "path", "path must be relative to the server's --lora-dir"),
                 ({"name": "a"}, "invalid_parameter", "name", "name 'a' is taken by a LoRA that is loaded"),
                 ({"name": 3}, "invalid_parameter", "name", "name must be a valid string, got 3"),
                 ({"strength": 99}, "invalid_parameter", "strength", "strength must be between -10 and 10, got 99"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,6 +57,26 @@ def test_what_is_none_is_refused_with_what_is_allowed(config: Any, sentence: str
     with pytest.raises(ArgumentError) as raised:
         declared_loras(config)
     assert sentence in raised.value.message
+
+
+def test_a_repositorys_name_stays_one_until_a_node_loads_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    declared = {"loras": ["someone/ink@v1:0.5", {"path": "someone/pen/b/pen.safetensors"}]}
+    for folder in (None, "/nowhere"):
+        assert [(lora.name, lora.path) for lora in declared_loras(declared, folder).values()] == [
+            ("ink", "someone/ink@v1"),
+            ("pen", "someone/pen/b/pen.safetensors"),
+        ]
+    (tmp_path / "someone/ink@v1").mkdir(parents=True)
+    assert declared_loras(declared, str(tmp_path))["ink"].path == f"{tmp_path}/someone/ink@v1"
+    (tmp_path / "someone/ink@v1").rmdir()
+    monkeypatch.setattr(
+        "launcher.requests.lora_files.find_lora", lambda path, most_bytes: f"/cache/{path}" if most_bytes else ""
+    )
+    client = FakeClient()
+    asyncio.run(LoraSet().declare(declared, client))  # type: ignore[arg-type]
+    assert [each[2] for each in client.done] == ["/cache/someone/ink@v1", "/cache/someone/pen/b/pen.safetensors"]
 
 
 def test_only_what_has_changed_is_loaded_and_unloaded() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import re
 import shutil
 import socket
@@ -14,56 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
-from launcher.setup.hub import find_model
+from launcher.hub.models import find_model
 from tests.launcher.conftest import Krea2
-from tests.launcher.fake_hub import COMMIT, FakeHub, fake_hub
-from tests.launcher.processes import PATIENCE_S, Marked
+from tests.launcher.hub.conftest import NOWHERE, HubSettings
+from tests.launcher.hub.fake_hub import COMMIT, FakeHub, fake_hub
 
 NAME = "krea/Krea-2-Tiny"
-NOWHERE = "http://127.0.0.1:9"  # where nothing listens
 Info = Callable[..., tuple[int, str, str]]
-PATIENT = f"""
-import sys
-if "info" in sys.orig_argv:
-    from launcher.setup import hub
-    hub._ANSWER_S = {PATIENCE_S}
-"""
-
-
-def info_of_process(marked: Marked, model: str, cache: Path, endpoint: str = NOWHERE) -> tuple[int, str, str]:
-    """`krea2 info` as users run it. The library reads its settings from the environment, once."""
-    settings = {
-        "HF_HOME": str(cache),
-        "HF_HUB_CACHE": str(cache / "hub"),
-        "HF_HUB_OFFLINE": "0",
-        "HF_TOKEN": "",
-        "HF_ENDPOINT": endpoint,
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": f"{PATIENCE_S:.0f}",  # after which the library asks for the same once more
-    }
-    marked.environment |= settings
-    marked.run_first(PATIENT)
-    return marked.run_krea2("info", model)
 
 
 @pytest.fixture
-def info(krea2: Krea2, monkeypatch: pytest.MonkeyPatch) -> Info:
-    """`krea2 info` in this process, for what downloads no file: the library makes up their URLs when it is imported."""
+def info(krea2: Krea2, hub_settings: HubSettings) -> Info:
+    """`krea2 info` in this process."""
 
     def run(model: str, cache: Path, endpoint: str = NOWHERE, *, offline: bool = False) -> tuple[int, str, str]:
-        settings = {
-            "HF_HUB_CACHE": str(cache / "hub"),
-            "HF_TOKEN_PATH": str(cache / "token"),
-            "ENDPOINT": endpoint,
-            "HF_HUB_DISABLE_TELEMETRY": True,
-            "HF_HUB_OFFLINE": offline,
-        }
-        for name, value in settings.items():
-            monkeypatch.setattr(constants, name, value)
+        hub_settings(cache, endpoint, offline=offline)
         return krea2("info", model)
 
     return run
@@ -98,10 +68,10 @@ def put_into_cache(repository: Path, cache: Path) -> Path:
 
 
 def test_a_repository_is_downloaded_once_without_the_transformers_second_copy(
-    marked: Marked, hub: FakeHub, tmp_path: Path
+    info: Info, hub: FakeHub, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    code, stdout, stderr = info_of_process(marked, NAME, cache, hub.url)
+    code, stdout, stderr = info(NAME, cache, hub.url)
     assert code == 0, stderr
     assert "6 blocks, width 128" in stdout
     assert re.search(rf"downloading {NAME} from Hugging Face \(\d+ files, \d+\.\d MB\); using its weights", stderr)
@@ -110,17 +80,38 @@ def test_a_repository_is_downloaded_once_without_the_transformers_second_copy(
     assert sorted(hub.fetched) == sorted(set(hub.files()) - {"turbo.safetensors", "README.md"})
 
     hub.fetched.clear()
-    assert info_of_process(marked, NAME, cache)[0] == 0, "nothing listens, and nothing needs to"
+    assert info(NAME, cache)[0] == 0, "nothing listens, and nothing needs to"
     assert not hub.fetched
 
 
-def test_of_a_download_that_broke_off_only_the_rest_is_fetched(marked: Marked, hub: FakeHub, tmp_path: Path) -> None:
+def test_a_revision_is_a_checkpoint_of_its_own(info: Info, hub: FakeHub, repository: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    hub.revisions["v1"] = Path(shutil.copytree(repository, tmp_path / "first"))
+    index = tmp_path / "first/model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"default_steps": 3}))
+    found = hub.folder_of("v1")
+    assert found is not None
+    for endpoint in (hub.url, NOWHERE):
+        for revision in ("v1", found[0]):
+            code, stdout, stderr = info(f"{NAME}@{revision}", cache, endpoint)
+            assert code == 0, stderr
+            assert f"snapshots/{found[0]}" in stdout
+            assert " 3 steps" in stdout
+    code, stdout, stderr = info(NAME, cache, hub.url)
+    assert (code, " 3 steps" in stdout) == (0, False)
+    code, _, stderr = info(f"{NAME}@v2", cache, hub.url)
+    assert code == 2
+    assert stderr.startswith(f"error: MODEL '{NAME}@v2': there is no such folder or file here. As a Hugging Face repos")
+    assert "it has no branch, tag or whole commit v2" in stderr
+
+
+def test_of_a_download_that_broke_off_only_the_rest_is_fetched(info: Info, hub: FakeHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     hub.cut = "vae/diffusion_pytorch_model.safetensors"
-    code, _, stderr = info_of_process(marked, NAME, cache, hub.url)
+    code, _, stderr = info(NAME, cache, hub.url)
     if code:  # the library tries again by itself, or leaves that to the user
         assert "cannot be downloaded" in stderr
-        code, _, stderr = info_of_process(marked, NAME, cache, hub.url)
+        code, _, stderr = info(NAME, cache, hub.url)
     assert code == 0, stderr
     counts = Counter(hub.fetched)
     assert counts.pop("vae/diffusion_pytorch_model.safetensors") > 1
@@ -212,7 +203,7 @@ def test_without_a_network_both_possibilities_are_spoken_of_and_nothing_is_tried
 
 
 def test_a_hub_that_never_answers_is_given_up(info: Info, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.setup.hub._ANSWER_S", 0.5)
+    monkeypatch.setattr("launcher.hub.asking.ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         code, _, stderr = info(NAME, tmp_path / "cache", f"http://127.0.0.1:{silent.getsockname()[1]}")
     assert code == 2
