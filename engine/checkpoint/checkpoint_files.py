@@ -201,4 +201,4 @@ def _variant(
         stated = transformer.boolean("is_distilled", default=None), transformer.file.name
     guess = index.boolean("is_distilled", default=None) is not False
     said = None if stated[0] is None else (stated[0], stated[1])
-    return decide(option, said, component.file.metadata, path, guess)
+    return decide(option, said, component.file.metadata, path, transformer.values, guess)

@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.layouts.belonging import called, held
 from engine.checkpoint.nearby import INDEX, no_checkpoint
+from engine.checkpoint.tokenizer_files import MERGES, VOCABULARY, WHOLE
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 
@@ -80,8 +81,10 @@ def parts_of(file: Path) -> list[str]:
 
 def _tokenizer_beside(file: Path) -> Path | None:
     """What lies in the file's folder, since no file of tensors holds a tokenizer."""
-    folder, single = file.parent / "tokenizer", file.parent / "tokenizer.json"
-    return folder if isdir(folder) else single if isfile(single) else None
+    if isdir(folder := file.parent / "tokenizer"):
+        return folder
+    names = (WHOLE,), (VOCABULARY, MERGES)
+    return next((file.parent / each[0] for each in names if all(isfile(file.parent / name) for name in each)), None)
 
 
 def _missing(missing: Sequence[str], paths: Mapping[str, Path], contents: Collection[str]) -> ArgumentError:

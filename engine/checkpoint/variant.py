@@ -7,11 +7,13 @@ their own, and people into a file's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from os.path import isfile
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.checkpoint.files.file_sets import STEMS
 from engine.config.json_fields import parse_json_object
 from engine.errors import CheckpointError
 
@@ -21,7 +23,8 @@ _VALUES = {"raw": RAW, "base": RAW, "turbo": TURBO, "distilled": TURBO, "krea2_b
 _FLAGS = {"true": TURBO, "1": TURBO, "false": RAW, "0": RAW}
 # musubi-tuner; `variant` as Krea 2 trainers write it beside `model_type: krea2`.
 _VALUE_KEYS = ("ss_krea2_dit_variant", "krea2_variant", "variant")
-_FLAG_KEYS = ("krea2_is_distilled", "is_distilled")
+WRITTEN = "is_distilled"  # what `variant_entry` writes, and model_index.json has
+_FLAG_KEYS = (WRITTEN, "krea2_is_distilled")
 # What a file calls itself, and then what it was made from: the model that was trained is a better word than its base.
 _OWN_NAMES = (
     *("modelspec.title", "modelspec.architecture", "general.name", "general.basename", "general.finetune"),
@@ -29,6 +32,7 @@ _OWN_NAMES = (
 )
 _BASE_NAMES = ("ss_sd_model_name", "general.base_model.0.name", "general.base_model.0.repo_url")
 _ONE_TRAINER = "ot_config"  # a json object, whose `base_model_name` is a path or a repository
+_CONFIGS_NAME = "_name_or_path"  # in config.json: where diffusers loaded it from before it was saved
 _LONGEST_NAME = 300  # characters that are looked at
 
 # Made Turbo no more, so that guidance and many steps are due again.
@@ -54,66 +58,81 @@ def decide(
     stated: tuple[bool, str] | None,
     metadata: Mapping[str, str],
     path: Path,
+    config: Mapping[str, object],
     guess: bool,
 ) -> Variant:
-    """Believe the option, then model_index.json or config.json, the header, the file's name, and else the guess.
+    """Believe the option, then model_index.json or config.json, what the header says of the file, the name, what header
+    or config.json say that it was made from (of Raw, Turbo may have been made since), and else the guess.
 
     option: "raw", "turbo" or None. stated: what a json file says, and its name. metadata: of the transformer's header.
-    path: of the transformer. guess: what to take for true if nothing says it.
+    path, config: of the transformer. guess: what to take for true if nothing says it. A note tells of what is not
+    believed: a header's word, or that of a name beside it.
     """
-    said: list[tuple[str, str]] = []  # by whom, and what
     if option is not None:
         return Variant(option == TURBO, "variant")
+    header, name, base = variant_by_header(metadata), variant_by_name(path), variant_by_base(metadata, config)
+    said: list[tuple[str, str]] = []  # what, and by whom
     if stated is not None:
-        said.append((stated[1], TURBO if stated[0] else RAW))
-    if (header := variant_by_header(metadata)) is not None:
-        said.append((f"{header[1]} in its header", header[0]))
-    if (name := variant_by_name(path)) is not None:
-        said.append(("its file's name", name))
+        said.append((TURBO if stated[0] else RAW, stated[1]))
+    if header is not None:
+        said.append((header[0], f"{header[1]} in its header"))
+    if name is not None:
+        said.append((name, "its name"))
+    if base is not None:
+        said.append((base[0], f"{base[1]} of what it was made from"))
     if not said:
         return Variant(guess, None)
-    by, what = said[0]
-    others = [who for who, else_ in said[1:] if else_ != what]
+    (what, by), *_ = said
     note = None
-    if others:
-        kind, other = ("Turbo", "Raw") if what == TURBO else ("Raw", "Turbo")
-        note = (
-            f"{path}: {by} says that it is {kind}, and {' and '.join(others)} that it is {other}; {kind} is taken, "
-            "unless variant is given"
-        )
+    explicit = said[: len(said) - (base is not None)]
+    if header is not None and (other := next((each for each in explicit if each[0] != what), None)) is not None:
+        kinds = ("Turbo", "Raw") if what == TURBO else ("Raw", "Turbo")
+        note = f"{path}: {by} says that it is {kinds[0]}, and {other[1]} that it is {kinds[1]}; {kinds[0]} is taken"
+        note += ", unless variant is given"
     return Variant(what == TURBO, by, note)
 
 
 def variant_by_header(metadata: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return "raw" or "turbo", and the key of a header's metadata that says so; None if none does."""
-    for key in _VALUE_KEYS:
-        if (value := metadata.get(key, "").strip().lower()) in _VALUES:
-            return _VALUES[value], key
-    for key in _FLAG_KEYS:
-        if (value := metadata.get(key, "").strip().lower()) in _FLAGS:
-            return _FLAGS[value], key
-    for key, name in _names(metadata):
-        if (found := variant_in(name)) is not None:
+    """Return "raw" or "turbo", and the key of a header's metadata that says so of the file; None if none does."""
+    for keys, values in ((_VALUE_KEYS, _VALUES), (_FLAG_KEYS, _FLAGS)):
+        for key in keys:
+            if (value := metadata.get(key, "").strip().lower()) in values:
+                return values[value], key
+    return _first((key, metadata.get(key)) for key in _OWN_NAMES)
+
+
+def variant_by_base(metadata: Mapping[str, str], config: Mapping[str, object]) -> tuple[str, str] | None:
+    """Return what a header or config.json says of the model that a file was made from, as `variant_by_header`."""
+    names: list[tuple[str, object]] = [(key, metadata.get(key)) for key in _BASE_NAMES]
+    if _ONE_TRAINER in metadata:
+        with suppress(CheckpointError):  # it changes no weight
+            settings = parse_json_object(_ONE_TRAINER, metadata[_ONE_TRAINER])
+            names.append((f"{_ONE_TRAINER}.base_model_name", settings.get("base_model_name")))
+    return _first((*names, (_CONFIGS_NAME, config.get(_CONFIGS_NAME))))
+
+
+def _first(names: Iterable[tuple[str, object]]) -> tuple[str, str] | None:
+    """What the first of the names says that says it, and its key."""
+    for key, name in names:
+        if isinstance(name, str) and (found := variant_in(name)) is not None:
             return found, key
     return None
 
 
-def _names(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    for key in (*_OWN_NAMES, *_BASE_NAMES):
-        if key in metadata:
-            yield key, metadata[key]
-    if _ONE_TRAINER in metadata:
-        try:
-            name = parse_json_object(_ONE_TRAINER, metadata[_ONE_TRAINER]).get("base_model_name")
-        except CheckpointError:  # which changes no weight
-            return
-        if isinstance(name, str):
-            yield f"{_ONE_TRAINER}.base_model_name", name
+def variant_entry(is_distilled: bool) -> dict[str, str]:
+    """Return the metadata by which a transformer's file says what it is."""
+    return {WRITTEN: "true" if is_distilled else "false"}
 
 
 def variant_by_name(path: Path) -> str | None:
-    """Return what a single file's name says: "turbo", "raw", or None."""
-    return variant_in(path.stem) if isfile(path) else None
+    """Return what the name of a file or a folder says, "turbo", "raw", or None: the folder's where the file, or the
+    folder in it, is called as in every repository."""
+    path = path.absolute()
+    name = path.stem if isfile(path) else path.name
+    if isfile(path) and name.partition(".")[0].partition("-0")[0] in STEMS.values():
+        path = path.parent
+        name = path.name
+    return variant_in(path.parent.name if name == "transformer" else name)
 
 
 def variant_in(name: str) -> str | None:

@@ -23,6 +23,7 @@ from engine.checkpoint.layouts.other_models import other_model
 from engine.checkpoint.layouts.presharded import split_degrees
 from engine.checkpoint.merged_loras import read_merged_loras
 from engine.checkpoint.part_paths import find_parts
+from engine.checkpoint.variant import decide
 from engine.checkpoint.weight_format import ComponentSummary, summarize
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
@@ -215,7 +216,8 @@ def describe_file(path: Path) -> str:
         stored = _counted(tensor.format for tensor in component.tensors.values())
         numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
         stored += _merged_into(name, component)
-        parts.append(f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n  {numbers:,} parameters")
+        variant = _variant_of(component, path) if name == "transformer" else ""
+        parts.append(f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n  {variant}{numbers:,} parameters")
     if parts:
         listed = "\n".join(parts)
         return f"{listed} in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
@@ -224,6 +226,12 @@ def describe_file(path: Path) -> str:
     other = other_model(names, metadata)
     problem = "is no part of Krea 2" + ("" if other is None else f": it is {other}")
     raise CheckpointError.of(path, problem, expected="its transformer, text encoder or VAE")
+
+
+def _variant_of(component: Component, path: Path) -> str:
+    """What a transformer's file by itself says of Raw and Turbo."""
+    found = decide(None, None, component.file.metadata, path, {}, guess=True)
+    return "" if found.said_by is None else f"{'Turbo' if found.is_distilled else 'Raw'}{_said_by(found.said_by)}, "
 
 
 def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:

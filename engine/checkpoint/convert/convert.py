@@ -26,6 +26,7 @@ from engine.checkpoint.load import LoadOptions, read_parameter
 from engine.checkpoint.merged_loras import merged_loras_entry
 from engine.checkpoint.quantized.metadata import FLOAT8_E4M3, INT8, MXFP8, NVFP4
 from engine.checkpoint.tokenizer_files import find_tokenizer
+from engine.checkpoint.variant import variant_entry
 from engine.errors import ArgumentError, CheckpointError
 
 COMPONENTS = ("transformer", "text_encoder", "vae")
@@ -99,6 +100,8 @@ def convert(
         raise ArgumentError.of("output", "a path that does not exist yet", str(output))
     notes: dict[str, dict[str, str]] = {name: {} for name in COMPONENTS}
     notes["transformer"] = merged_loras_entry(checkpoint.components["transformer"].file.metadata, merged)
+    if layout in ("native", "gguf") and not checkpoint.config.variant_is_assumed:  # a folder has it in its json files
+        notes["transformer"] |= variant_entry(checkpoint.config.is_distilled)
     if layout == "native":
         _write_native(checkpoint.components[component], component, output, weights, prefix, notes[component], report)
     elif layout == "gguf":

@@ -61,6 +61,12 @@ def test_one_files_tokenizer_is_given_or_lies_beside_it(all_in_one: Path, turbo:
     file = Path(shutil.copy(all_in_one, tmp_path))
     shutil.copy(turbo / "tokenizer/tokenizer.json", tmp_path)
     assert find_parts(EngineConfig(model=str(file))).paths["tokenizer"] == tmp_path / "tokenizer.json"
+    (tmp_path / "tokenizer.json").unlink()
+    for name in ("merges.txt", "vocab.json"):
+        with pytest.raises(ArgumentError, match="missing: tokenizer; "):
+            find_parts(EngineConfig(model=str(file)))
+        (tmp_path / name).touch()
+    assert find_parts(EngineConfig(model=str(file))).paths["tokenizer"] == tmp_path / "vocab.json"
     shutil.copytree(turbo / "tokenizer", tmp_path / "tokenizer")
     assert find_parts(EngineConfig(model=str(file))).paths["tokenizer"] == tmp_path / "tokenizer"
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.convert.convert import convert
 from engine.checkpoint.part_paths import repository_of
-from engine.checkpoint.variant import variant_by_header, variant_by_name
+from engine.checkpoint.variant import variant_by_base, variant_by_header, variant_by_name
+from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError
 from tests.damage import copy_checkpoint, rewrite_json
@@ -131,13 +134,7 @@ def test_then_the_transformers_own_config(unsaid: Path) -> None:
         ({"krea2_is_distilled": "False"}, ("raw", "krea2_is_distilled")),
         ({"modelspec.architecture": "krea2-turbo", "modelspec.title": "Krea 2"}, ("turbo", "modelspec.architecture")),
         ({"general.architecture": "krea2", "general.name": "Krea 2 Raw"}, ("raw", "general.name")),
-        ({"general.base_model.0.name": "https://huggingface.co/krea/Krea-2-Raw"}, ("raw", "general.base_model.0.name")),
-        # distilled from Raw to few steps, and so Turbo: what it is goes before what it was made from
         ({"modelspec.title": "Sketch lightning", "ss_sd_model_name": "raw.safetensors"}, ("turbo", "modelspec.title")),
-        ({"ss_sd_model_name": "turbo/krea2_raw_bf16.safetensors"}, ("raw", "ss_sd_model_name")),
-        ({"ot_config": '{"base_model_name": "krea/Krea-2-Turbo"}'}, ("turbo", "ot_config.base_model_name")),
-        ({"ot_config": '{"base_model_name": ["raw"]}'}, None),
-        ({"ot_config": "{" * 100_000}, None),
         # as OneTrainer, ai-toolkit and musubi-tuner write it of either
         ({"modelspec.architecture": "Krea-2", "modelspec.title": "Krea 2", "modelspec.sai_model_spec": "1.0.0"}, None),
         ({"software": '{"name": "ai-toolkit"}', "training_info": '{"step": 4}', "ss_output_name": "fox"}, None),
@@ -149,13 +146,38 @@ def test_a_header_tells_the_variant(metadata: dict[str, str], said: tuple[str, s
     assert variant_by_header(metadata) == said
 
 
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"general.base_model.0.name": "https://huggingface.co/krea/Krea-2-Raw"}, ("raw", "general.base_model.0.name")),
+        ({"ss_sd_model_name": "turbo/krea2_raw_bf16.safetensors"}, ("raw", "ss_sd_model_name")),
+        ({"ot_config": '{"base_model_name": "krea/Krea-2-Turbo"}'}, ("turbo", "ot_config.base_model_name")),
+        ({"ot_config": '{"base_model_name": ["raw"]}'}, None),
+        ({"ot_config": "{" * 100_000}, None),
+        ({"ss_sd_model_name": "krea2.safetensors"}, None),
+    ],
+)
+def test_a_header_tells_what_a_file_was_made_from(metadata: dict[str, str], said: tuple[str, str] | None) -> None:
+    assert variant_by_header(metadata) is None
+    assert variant_by_base(metadata, {}) == said
+
+
+def test_what_a_file_was_made_from_is_believed_after_its_name(unsaid: Path, single: dict[str, str]) -> None:
+    """Distilled from Raw to a few steps, it is Turbo."""
+    metadata = {"ss_sd_model_name": "krea2_raw.safetensors"}
+    file = save(load_file(single["transformer"]), unsaid / "sketch.safetensors", metadata)
+    assert variant_of(open_config(model=str(file))) == ("raw", False)
+    config = open_config(model=str(file.rename(unsaid / "sketch-4steps.safetensors")))
+    assert (variant_of(config), config.variant_note) == (("turbo", False), None)
+
+
 def test_then_the_header_and_what_says_otherwise_is_told(unsaid: Path, single: dict[str, str], tmp_path: Path) -> None:
     tensors = load_file(single["transformer"])
     file = save(tensors, unsaid / "krea2_turbo.safetensors", {"ss_krea2_dit_variant": "raw"})
     config = open_config(model=str(file))
     assert variant_of(config) == ("raw", False)
     assert config.variant_note == (
-        f"{file}: ss_krea2_dit_variant in its header says that it is Raw, and its file's name that it is Turbo; Raw is "
+        f"{file}: ss_krea2_dit_variant in its header says that it is Raw, and its name that it is Turbo; Raw is "
         "taken, unless variant is given"
     )
     config = open_config(model=str(file), variant="turbo")
@@ -184,6 +206,48 @@ def test_a_repository_that_says_it_goes_before_the_header(raw: Path, single: dic
 def test_then_a_files_name(unsaid: Path, single: dict[str, str], name: str, variant: str | None) -> None:
     file = shutil.copy(single["transformer"], unsaid / f"{name}.safetensors")
     assert variant_of(open_config(model=str(file))) == (variant or "turbo", variant is None)
+
+
+@pytest.mark.parametrize(
+    ("path", "variant"),
+    [
+        ("krea2-raw-foxes/transformer", "raw"),
+        ("krea2-raw-foxes", "raw"),
+        ("turbo/transformer/diffusion_pytorch_model.fp16-00001-of-00002.safetensors", "turbo"),
+        ("raw/model.safetensors", "raw"),
+        ("raw/foxes.safetensors", None),
+        ("raw/foxes", None),
+        ("raw/foxes/transformer", None),
+    ],
+)
+def test_a_folder_tells_it_by_its_name_where_that_of_what_is_in_it_is_everyones(
+    tmp_path: Path, path: str, variant: str | None
+) -> None:
+    file = tmp_path / path
+    file.mkdir(parents=True)
+    if file.suffix:
+        file.rmdir()
+        file.touch()
+    assert variant_by_name(file) == variant
+
+
+def test_at_last_what_diffusers_loaded_it_from_before_it_was_saved(unsaid: Path) -> None:
+    rewrite_json(unsaid / "transformer/config.json", lambda values: values.update(_name_or_path="krea/Krea-2-Raw"))
+    assert variant_of(open_config(model=str(unsaid))) == ("raw", False)
+    rewrite_json(unsaid / "transformer/config.json", lambda values: values.update(_name_or_path=["raw"]))
+    assert variant_of(open_config(model=str(unsaid))) == ("turbo", True)
+
+
+@pytest.mark.parametrize("layout", ["native", "gguf"])
+def test_what_was_converted_says_what_it_is(raw: Path, turbo: Path, tmp_path: Path, layout: str) -> None:
+    checkpoint = CheckpointFiles.open(EngineConfig(model=str(raw)))
+    file = tmp_path / "transformer.any"
+    convert(checkpoint, file, layout=layout, weights="bf16" if layout == "gguf" else "keep")
+    checkpoint.close()
+    others = {part: str(turbo / part) for part in ("text_encoder", "vae", "tokenizer")}
+    config = open_config(model=str(turbo), transformer=str(file), **others)
+    assert variant_of(config) == ("raw", False)
+    assert config.variant_said_by == "is_distilled in its header"
 
 
 def test_a_file_from_elsewhere_is_what_its_name_says_or_else_what_the_folder_is(

@@ -91,7 +91,7 @@ def comfy(tmp_path: Path) -> dict[str, str]:
 def test_the_files_of_comfyui_are_a_whole_model(comfy: dict[str, str]) -> None:
     text = describe_checkpoint(EngineConfig(**comfy, dtype="bfloat16"))  # type: ignore[arg-type]
     lines = [line.strip() for line in text.splitlines()]
-    assert lines[0] == f"Krea 2 Raw (its file's name says so): {comfy['transformer']}"
+    assert lines[0] == f"Krea 2 Raw (its name says so): {comfy['transformer']}"
     assert "transformer   28 blocks, width 6144, 48 heads, 12 kv heads, SwiGLU 16384" in lines
     assert any(line.startswith("text encoder  36 layers, width 2560, 32 heads, 8 kv heads") for line in lines)
     assert f"transformer   {comfy['transformer']}" in lines

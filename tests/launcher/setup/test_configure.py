@@ -27,9 +27,7 @@ def test_a_file_whose_name_and_header_disagree_is_warned_of(turbo: Path, tmp_pat
     rewrite_json(folder / "model_index.json", lambda values: values.pop("is_distilled"))
     file = save(load_transformer(turbo), folder / "krea2_raw.safetensors", {"modelspec.title": "Turbo"})
     (warning,) = warnings_of(str(file))
-    assert warning.startswith(
-        f"{file}: modelspec.title in its header says that it is Turbo, and its file's name that it"
-    )
+    assert warning.startswith(f"{file}: modelspec.title in its header says that it is Turbo, and its name that it")
 
 
 def test_a_demo_is_taken_before_a_checkpoint_of_its_name_and_that_is_said(

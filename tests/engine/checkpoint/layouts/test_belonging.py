@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from engine.checkpoint.convert.writers import write_gguf
 from engine.checkpoint.layouts.belonging import Ambiguous, belonging
 from engine.checkpoint.layouts.component import open_text_encoder, open_transformer, open_vae
 from tests.engine.checkpoint.layouts.layouts import (
@@ -19,7 +21,7 @@ from tests.engine.checkpoint.layouts.layouts import (
     save,
     wan_vae,
 )
-from tests.engine.checkpoint.layouts.test_component import RES_BLOCKS, assert_same, refusal
+from tests.engine.checkpoint.layouts.test_component import RES_BLOCKS, assert_same, refusal, values
 
 
 def test_of_an_all_in_one_file_every_component_is_taken(turbo: Path, tmp_path: Path) -> None:
@@ -141,3 +143,36 @@ def test_names_without_end_are_sorted_in_bounded_time() -> None:
     ]
     with pytest.raises(Ambiguous):
         belonging([*many, "txtfusion.projector.weight"], "transformer")
+
+
+def test_what_a_header_says_of_layers_fits_under_every_prefix(turbo: Path, tmp_path: Path) -> None:
+    """Its names lack the prefix, or one of the wrappers, in files of some trainers and converters."""
+    layer = "blocks.0.attn.wq"
+    native = native_transformer(load_transformer(turbo))
+    scale = native[f"{layer}.weight"].abs().amax() / 127
+    native[f"{layer}.weight"] = (native[f"{layer}.weight"] / scale).round().to(torch.int8)
+    native[f"{layer}.weight_scale"] = scale
+    expected = native[f"{layer}.weight"].float() * scale
+    for prefix, named in (
+        ("module._orig_mod.model.diffusion_model.", layer),
+        ("module._orig_mod.model.diffusion_model.", f"model.diffusion_model.{layer}"),
+        ("", f"model.diffusion_model.{layer}"),
+        ("net.", f"net.{layer}"),
+    ):
+        said = {"_quantization_metadata": json.dumps({"layers": {named: {"format": "int8_tensorwise"}}})}
+        component = open_transformer(save(prefixed(prefix, native), tmp_path / "model.safetensors", said))
+        assert torch.equal(values(component)["transformer_blocks.0.attn.to_q.weight"], expected)
+
+
+def test_gguf_files_and_shards_have_prefixes_too(turbo: Path, tmp_path: Path) -> None:
+    original = load_transformer(turbo)
+    tensors = prefixed("module._orig_mod.net.", native_transformer(original))
+    file = tmp_path / "model.gguf"
+    write_gguf(file, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, "F32", tensors.__getitem__)
+    assert_same(open_transformer(file), original)
+    names = sorted(tensors)
+    for number, some in enumerate((names[::2], names[1::2]), 1):
+        save({name: tensors[name] for name in some}, tmp_path / f"model-0000{number}-of-00002.safetensors")
+    component = open_transformer(tmp_path / "model-00002-of-00002.safetensors")
+    assert_same(component, original)
+    assert component.layout == "native names after module.net."

@@ -211,7 +211,9 @@ def test_a_gguf_file_is_the_same_text_encoder(turbo: Path, tmp_path: Path) -> No
 # ---- text encoder
 
 
-@pytest.mark.parametrize("prefix", ["", "model.", "language_model.", "model.language_model.", "model.model."])
+@pytest.mark.parametrize(
+    "prefix", ["", "model.", "language_model.", "model.language_model.", "model.model.", "module._orig_mod.model."]
+)
 def test_a_text_encoder_is_the_same_under_every_prefix(turbo: Path, tmp_path: Path, prefix: str) -> None:
     original = language_model(load_text_encoder(turbo))
     tensors = prefixed(prefix, original)
@@ -241,7 +243,7 @@ def test_what_is_no_text_encoder_is_refused(turbo: Path, tmp_path: Path) -> None
 # ---- VAE
 
 
-@pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model."])
+@pytest.mark.parametrize("prefix", ["", "vae.", "first_stage_model.", "module._orig_mod.", "base_model.model.vae."])
 @pytest.mark.parametrize("wan", [False, True], ids=["diffusers", "wan"])
 def test_a_vae_is_the_same_in_both_namings(turbo: Path, tmp_path: Path, prefix: str, wan: bool) -> None:
     original = load_vae(turbo)
