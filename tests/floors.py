@@ -235,8 +235,10 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.auto_mode",
         "launcher.setup",
     },
+    "launcher.cli.described": set(),
     "launcher.cli": {
         *_CHILDREN,
+        "launcher.cli.described",
         "launcher.parameters",
         "launcher.pictures",
         "launcher.cli.options",

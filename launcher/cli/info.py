@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,22 +10,14 @@ from typing import Any
 import click
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
-from engine.checkpoint.files.file_sets import variants_beside
-from engine.checkpoint.files.open import open_tensor_file
-from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
-from engine.checkpoint.layouts.encodings import stored_tensors
-from engine.checkpoint.layouts.names import is_lora
-from engine.checkpoint.layouts.other_models import other_model
 from engine.checkpoint.layouts.presharded import split_degrees
-from engine.checkpoint.merged_loras import read_merged_loras
-from engine.checkpoint.part_paths import find_parts
-from engine.checkpoint.variant import decide
 from engine.checkpoint.weight_format import ComponentSummary, summarize
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
 from engine.planning.memory_plan import plan_checkpoint
 from launcher.auto_mode.choice import choose_mode, is_auto
 from launcher.auto_mode.prediction import Workload
+from launcher.cli.described.components import describe_component, describe_file, is_lone_file, megabytes, said_by
 from launcher.cli.made import describe_picture, is_picture
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import given, model_argument, table_options
@@ -125,10 +113,9 @@ def describe_checkpoint(config: EngineConfig) -> str:
     components = summarize(checkpoint, config, bytes_per_element)
     files = []
     for name, component in checkpoint.components.items():
-        stored = _counted(checkpoint.stored(name, source).format for source in checkpoint.sources_in_files_of(name))
-        files.append(f"  {name.replace('_', ' '):<14}{component.file.path}")
-        files.append(f"  {'':<14}{component.layout}: {stored}{_merged_into(name, component)}")
-        files += [f"  {'':<14}not taken: {other}" for other in _left_beside(component)]
+        formats = (checkpoint.stored(name, source).format for source in checkpoint.sources_in_files_of(name))
+        first, *more = describe_component(name, component, formats)
+        files += [f"  {name.replace('_', ' '):<14}{first}", *(f"  {'':<14}{line}" for line in more)]
     plan_lines: list[str] = []
     if config.memory_budget is not None or config.offload:
         nccl = config.dtype != "float32"  # which stands for a CPU here
@@ -140,7 +127,7 @@ def describe_checkpoint(config: EngineConfig) -> str:
     dit, text, vae, sizes = model.transformer, model.text_encoder, model.vae, model.size_domain
     variant = "Turbo" if model.is_distilled else "Raw"
     lines = [
-        f"Krea 2 {variant}{_said_by(model.variant_said_by)}: {config.name}",
+        f"Krea 2 {variant}{said_by(model.variant_said_by)}: {config.name}",
         *([] if model.variant_note is None else [f"  note          {model.variant_note}"]),
         f"  defaults      {model.default_width} × {model.default_height}, {model.default_steps} steps, "
         f"guidance {model.default_guidance:g}",
@@ -164,17 +151,6 @@ def describe_checkpoint(config: EngineConfig) -> str:
     return "\n".join((*lines, *map(_row, (*components, total)), *plan_lines))
 
 
-def _left_beside(component: Component) -> list[str]:
-    """List files of other precisions beside a component's."""
-    file = next(iter(component.tensors.values())).file
-    return variants_beside(file.name, os.listdir(file.parent))
-
-
-def _said_by(who: str | None) -> str:
-    """What is added to a variant that no json file and no option says."""
-    return " (assumed)" if who is None else "" if who.endswith(".json") or who == "variant" else f" ({who} says so)"
-
-
 def _choose_mode(config: EngineConfig, sizes: Sequence[str], gpus: int | None) -> tuple[EngineConfig, Sequence[str]]:
     """Do what `choose_mode` does for images of these sizes, as WIDTHxHEIGHT, or of the checkpoint's default size."""
     from launcher.requests.check import parse_size
@@ -189,51 +165,6 @@ def _choose_mode(config: EngineConfig, sizes: Sequence[str], gpus: int | None) -
     return choose_mode(checkpoint, config, workload, gpus=gpus)
 
 
-def is_lone_file(config: EngineConfig) -> bool:
-    """Whether `model` is a file, and the other parts are given nowhere."""
-    if config.model is None or not Path(config.model).is_file():
-        return False
-    try:
-        find_parts(config)
-    except ArgumentError:
-        return all(getattr(config, part) is None for part in PARTS)
-    return False
-
-
-def describe_file(path: Path) -> str:
-    """Tell which part of a model a single file is, in which names and formats. Raises `CheckpointError` if it is
-    damaged or no part of one."""
-    with closing(open_tensor_file(path)) as file:
-        names, metadata = list(file.headers), file.metadata
-        stored_tensors(file)  # an error for weights in a form that is not read
-    parts = []
-    for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
-        try:
-            component = opener(path)
-        except CheckpointError:
-            continue
-        component.file.close()
-        stored = _counted(tensor.format for tensor in component.tensors.values())
-        numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
-        stored += _merged_into(name, component)
-        variant = _variant_of(component, path) if name == "transformer" else ""
-        parts.append(f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n  {variant}{numbers:,} parameters")
-    if parts:
-        listed = "\n".join(parts)
-        return f"{listed} in {_megabytes(path.stat().st_size)}; more is said if the other parts are given"
-    if is_lora(names):
-        raise CheckpointError.of(path, f"is a LoRA; give it beside a model: krea2 info --lora {path}")
-    other = other_model(names, metadata)
-    problem = "is no part of Krea 2" + ("" if other is None else f": it is {other}")
-    raise CheckpointError.of(path, problem, expected="its transformer, text encoder or VAE")
-
-
-def _variant_of(component: Component, path: Path) -> str:
-    """What a transformer's file by itself says of Raw and Turbo."""
-    found = decide(None, None, component.file.metadata, path, {}, guess=True)
-    return "" if found.said_by is None else f"{'Turbo' if found.is_distilled else 'Raw'}{_said_by(found.said_by)}, "
-
-
 def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
     """Describe a LoRA file, `[NAME=]PATH[:STRENGTH]`, in a line: its kind, the layers that it changes, bytes on a rank.
 
@@ -245,7 +176,7 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
     opened = open_lora(lora.path, _read(config).config, lenient=config.lora_lenient)
     size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
     layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
-    parts = [opened.family, f"changes {layers}", describe_scales(opened), f"{_megabytes(size)} on each rank"]
+    parts = [opened.family, f"changes {layers}", describe_scales(opened), f"{megabytes(size)} on each rank"]
     line = f"{lora.path}: {', '.join(filter(None, parts))}"
     return (f"{line}; {opened.left_out}" if opened.left_out else line), size
 
@@ -278,23 +209,9 @@ def _read(config: EngineConfig) -> CheckpointFiles:
     return checkpoint
 
 
-def _merged_into(name: str, component: Component) -> str:
-    loras = read_merged_loras(component.file.metadata) if name == "transformer" else []
-    listed = ", ".join(f"{lora['name']} at {lora['strength']:g}" for lora in loras)
-    return f"; with {listed} merged into it" if loras else ""
-
-
-def _counted(formats: Iterable[str]) -> str:
-    return ", ".join(f"{count} {kind}" for kind, count in Counter(formats).most_common())
-
-
 def _row(summary: ComponentSummary) -> str:
-    sizes = "".join(f"{_megabytes(size):>12}" for size in summary.bytes_per_rank)
+    sizes = "".join(f"{megabytes(size):>12}" for size in summary.bytes_per_rank)
     return f"  {summary.name.replace('_', ' '):<16}{summary.parameters:>16,}{sizes}"
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.2f} MB"
 
 
 def _listed(numbers: tuple[int, ...] | list[int]) -> str:

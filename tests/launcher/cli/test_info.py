@@ -27,7 +27,8 @@ from engine.checkpoint.layouts.tensors import (
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT, DEMO_LORAS
 from engine.config.engine_config import EngineConfig
 from engine.errors import CheckpointError
-from launcher.cli.info import describe_checkpoint, describe_file, is_lone_file
+from launcher.cli.described.components import describe_file, is_lone_file
+from launcher.cli.info import describe_checkpoint
 from tests.engine.checkpoint.layouts.layouts import (
     language_model,
     load_text_encoder,

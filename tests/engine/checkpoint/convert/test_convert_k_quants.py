@@ -11,7 +11,7 @@ import pytest
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.convert import convert
 from engine.config.engine_config import EngineConfig
-from launcher.cli.info import describe_file
+from launcher.cli.described.components import describe_file
 from tests.engine.kernels.tolerances import relative_error
 from tests.engine_runs import run_requests
 from tests.oracle import Picture, Request

@@ -1,0 +1,1 @@
+"""What `krea2 info` tells, part by part."""
