@@ -223,7 +223,7 @@ def test_an_adapter_that_changes_nothing_changes_nothing(
 
 @pytest.mark.parametrize(
     "name",
-    ["attn.qkv", "attn.wqkv", "attn.to_kv", "attn.to_qkvg", "attn.to_added_qkv", "ff.gate_up", "mlp.gate_up"],
+    ["attn.qkv", "attn.wqkv", "attn.to_kv", "attn.to_qkv_gate", "attn.to_added_qkv", "ff.gate_up", "mlp.gate_up"],
 )
 def test_what_no_trainer_has_as_one_matrix_is_refused_by_name(turbo: Path, tmp_path: Path, name: str) -> None:
     """A row that is taken for another's would be a wrong picture."""
