@@ -27,6 +27,8 @@ EXPONENTS: dict[str, tuple[str, int]] = {
     "F32": ("<u4", 0x7F800000),
     "F16": ("<u2", 0x7C00),
     "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("u1", 0x7C),
+    "F8_E4M3": ("u1", 0x7F),  # its mantissa's too: there is no infinity
 }
 _HEADERS_CONFIG = "lora_adapter_metadata"
 # What a header says itself, as text. Krea's trainer has the first of each, and a factor `lora_scale` (docs/
@@ -158,12 +160,24 @@ class Alphas:
     def _read(self, name: str) -> float:
         kind, _ = EXPONENTS[self._file.headers[name].dtype]
         bits: np.ndarray = self._file.octets(name).view(kind)
-        if self._file.headers[name].dtype == "BF16":  # the upper half of a float32
+        dtype = self._file.headers[name].dtype
+        if dtype == "BF16":  # the upper half of a float32
             kind, bits = "<u4", bits.astype("<u4") << 16
-        number = float(bits.view(kind.replace("u", "f"))[0])
+        elif dtype == "F8_E5M2":  # the upper half of a float16
+            kind, bits = "<u2", bits.astype("<u2") << 8
+        number = _e4m3(int(bits[0])) if dtype == "F8_E4M3" else float(bits.view(kind.replace("u", "f"))[0])
         if not math.isfinite(number):
             raise _error(self._file, f"{shorten(name)}: is not finite")
         return number
+
+
+def _e4m3(bits: int) -> float:
+    """A number of four bits of exponent and three of mantissa (arXiv 2209.05433)."""
+    sign, exponent, mantissa = bits >> 7, bits >> 3 & 15, bits & 7
+    if bits & 127 == 127:
+        return math.nan
+    size = (1 + mantissa / 8) * 2.0 ** (exponent - 7) if exponent else mantissa / 8 * 2.0**-6
+    return -size if sign else size
 
 
 def _match(pattern: Mapping[str, float], path: str) -> str | None:

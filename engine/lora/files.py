@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.checkpoint.files.open import open_tensor_file
 from engine.checkpoint.files.safetensors_file import ShardedFile
-from engine.checkpoint.files.stored import FLOAT_BYTES, TensorFile
+from engine.checkpoint.files.stored import TensorFile
 from engine.config.bounded_json import FILE_LIMITS
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError, LoraError, printable
@@ -78,7 +78,7 @@ class AdapterFile:
         for name in dict.fromkeys(name for change in self.changes.values() for name in change.tensors.values()):
             header = self.file.headers[name]
             kind, exponent = EXPONENTS[header.dtype]
-            size = math.prod(header.shape) * FLOAT_BYTES[header.dtype]
+            size = math.prod(header.shape) * np.dtype(kind).itemsize
             for start in range(0, size, _CHECKED_AT_ONCE):
                 part = slice(start, min(start + _CHECKED_AT_ONCE, size))
                 bits: np.ndarray = self.file.octets(name, part).view(kind)
@@ -126,8 +126,9 @@ def _changes(
     sources = tuple(names.layers[layer] for layer in layers)
     shapes = {role: file.headers[name].shape for role, name in tensors.items()}
     for name in tensors.values():
-        if file.headers[name].dtype not in FLOAT_BYTES:
-            raise _error(file, f"{shorten(name)}: is stored as {file.headers[name].dtype}, not as F32, F16 or BF16")
+        if (dtype := file.headers[name].dtype) not in EXPONENTS:
+            problem = f"is stored as {dtype}, of which nothing says what it stands for"
+            raise _error(file, f"{shorten(name)}: {problem}: use a download in F32, F16, BF16 or fp8")
     columns = sources[0].shape[-1]
     try:
         if is_vector(sources[0]):

@@ -33,6 +33,18 @@ def scale_of(adapter: AdapterFile, path: str = QUERY) -> float:
     return adapter.changes[LAYERS[path]].scale
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float16])
+def test_an_alpha_of_few_bits_is_the_number_that_torch_reads(
+    tmp_path: Path, config: ModelConfig, dtype: torch.dtype
+) -> None:
+    octets = torch.randperm(256, dtype=torch.int16, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    numbers = octets.view(dtype).float()
+    finite = octets.view(dtype)[numbers.isfinite()][:24]
+    for alpha in finite:
+        file = write(tmp_path / "lora.safetensors", pair() | {f"{QUERY}.alpha": alpha})
+        assert scale_of(open_adapter(file, config)) == alpha.float().item() / 4
+
+
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False)
 
 

@@ -79,7 +79,7 @@ REFUSED = {
     ),
     "numbers that a LoRA is not stored as": (
         {name: tensor.to(torch.int32) for name, tensor in pair(QUERY).items()},
-        "is stored as I32",
+        "is stored as I32, of which nothing says what it stands for: use a download in F32, F16, BF16 or fp8",
     ),
     "an alpha that is not finite": (pair(QUERY) | {f"{QUERY}.alpha": torch.tensor(torch.nan)}, "is not finite"),
     "a misspelt layer": (
@@ -188,13 +188,18 @@ def test_lenient_refuses_what_does_not_fit_and_what_is_no_krea_2_lora(tmp_path: 
     assert "is not a Krea 2 LoRA" in refusal(tmp_path, config, pair("unet.something"), lenient=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2],
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_are_found(
     tmp_path: Path, config: ModelConfig, dtype: torch.dtype, value: float
 ) -> None:
     tensors = {name: tensor.to(dtype) for name, tensor in pair(QUERY).items()}
     open_adapter(write(tmp_path / "good.safetensors", tensors), config).check_finite()
+    if dtype == torch.float8_e4m3fn:  # which has no infinity
+        value = float("nan")
     tensors[f"{QUERY}.lora_B.weight"][127, 1] = value
     adapter = open_adapter(write(tmp_path / "bad.safetensors", tensors), config)
     with pytest.raises(LoraError, match="not finite"):

@@ -106,6 +106,21 @@ def test_the_adapter_of_these_tests_changes_the_image_and_every_layer(
         assert adapter.left_out == ""
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_an_adapter_that_was_cast_to_fp8(
+    files: Callable[..., Path], of_engine: OfEngine, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    """It stands for the numbers that it was rounded to, alphas too."""
+    rounded = {name: tensor.to(dtype) for name, tensor in load_file(files("7 kohya")).items()}
+    plain = {name: tensor.float() for name, tensor in rounded.items()}
+    latents = [
+        of_engine(REQUEST, [(write(tmp_path / f"{name}.safetensors", tensors), 0.8)], tp=tp)
+        for name, tensors, tp in (("plain", plain, 1), ("fp8", rounded, 1), ("again", rounded, 2))
+    ]
+    assert torch.equal(latents[0], latents[1])
+    assert relative_error(latents[2], latents[0]) <= TOLERANCE
+
+
 def test_two_adapters_with_strengths(turbo: Path, files: Callable[..., Path], of_engine: OfEngine) -> None:
     reference = of_diffusers(turbo, GUIDED, [(files(), 0.7), (files(seed=1), -0.4)])
     for tp in (1, 2):
