@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import posixpath
-import re
 import sys
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from engine.checkpoint.files.file_sets import STEMS, file_sets, files_to_take, tensor_files
+from engine.checkpoint.tokenizer_files import find_tokenizer
 from engine.config.json_fields import read_json_object
 from engine.errors import CheckpointError
 from launcher.hub.asking import ask, cached, download, explained, shown_size
@@ -21,9 +22,6 @@ _PATTERNS = [
     *(_INDEX, "LICENSE*", "tokenizer/merges.txt"),
     *(f"{folder}/*.{kind}" for folder in _FOLDERS for kind in ("json", "safetensors")),
 ]
-_WEIGHTS = re.compile(
-    r"[^.]+(?:\.(?P<variant>[A-Za-z]\w*))?(?:-[0-9]+-of-[0-9]+)?\.safetensors(?:\.index(?:\.(?P<indexed>\w+))?\.json)?"
-)
 
 
 def find_model(model: str | None) -> str | None:
@@ -44,16 +42,21 @@ def _cached(name: HubName) -> Path | None:
     folder = cached(name, [_INDEX])
     if folder is None or not all((folder / each).exists() for each in (_INDEX, *_FOLDERS)):
         return None
-    files = _needed([file.relative_to(folder).as_posix() for file in folder.glob("*/*")])
-    weights = [folder / file for file in files if file.endswith(".safetensors")]
-    shards = [
-        folder / posixpath.dirname(index) / shard
-        for index in files
-        if ".index." in index
-        for shard in set(read_json_object(folder / index).get("weight_map", {}).values())
-    ]
-    whole = {file.parent.name for file in weights} >= {"text_encoder", "transformer", "vae"}
-    return folder if whole and all(path.exists() for path in (*weights, *shards)) else None
+    try:
+        find_tokenizer(folder / "tokenizer")  # of which an older release may have left merges.txt out
+    except CheckpointError:
+        return None
+    return folder if all(_has_weights(folder / component, stem) for component, stem in STEMS.items()) else None
+
+
+def _has_weights(folder: Path, stem: str) -> bool:
+    names = [file.name for file in folder.iterdir() if file.exists()]
+    found = file_sets(names, stem) or file_sets(names)
+    if not found or not found[0].is_whole:
+        return False
+    index = found[0].index
+    weight_map = {} if index is None else read_json_object(folder / index).get("weight_map", {})
+    return {*weight_map.values()} <= {*names}
 
 
 def _download(name: HubName, given: str) -> Path:
@@ -74,13 +77,10 @@ def _download(name: HubName, given: str) -> Path:
 
 
 def _needed(files: Iterable[str]) -> list[str]:
-    """Those of a repository's files that are read: of weights that are there in full precision too, not the others."""
-    known = [file for file in files if any(fnmatch(file, pattern) for pattern in _PATTERNS)]
-    variants = {(posixpath.dirname(file), _variant(file)) for file in known if _WEIGHTS.fullmatch(file)}
-    return [file for file in known if not _variant(file) or (posixpath.dirname(file), "") not in variants]
-
-
-def _variant(file: str) -> str:
-    """What a file's name says of its precision, as `fp16`, in diffusers' and transformers' forms."""
-    match = _WEIGHTS.fullmatch(file)
-    return "" if match is None else match["variant"] or match["indexed"] or ""
+    """Those of a repository's files that are read: of weights in several precisions those that would be."""
+    needed = [file for file in files if any(fnmatch(file, pattern) for pattern in _PATTERNS)]
+    for component in STEMS:
+        inside = {posixpath.basename(file) for file in needed if posixpath.dirname(file) == component}
+        others = {f"{component}/{name}" for name in tensor_files(inside) - files_to_take(inside, component)}
+        needed = [file for file in needed if file not in others]
+    return needed

@@ -116,11 +116,15 @@ def files_to_take(names: Iterable[str], component: str) -> set[str]:
     """Return which of the files of a component's folder to download, of its tensors' files: those of one variant. All
     of them, where an index alone says what belongs to it, or where no names are those of the layout."""
     named = list(names)
-    everything = {name for name in named if _FILE.fullmatch(name)}
     sets = file_sets(named, STEMS[component])
     if not sets or not (sets[0].single or sets[0].shards):
-        return everything
+        return tensor_files(named)
     return set(sets[0].files)
+
+
+def tensor_files(names: Iterable[str]) -> set[str]:
+    """Return those that hold tensors, or say which files do."""
+    return {name for name in names if _FILE.fullmatch(name)}
 
 
 def _parse(name: str, stem: str | None) -> tuple[tuple[str, str], int, int, bool] | None:

@@ -105,6 +105,32 @@ def test_a_revision_is_a_checkpoint_of_its_own(info: Info, hub: FakeHub, reposit
     assert "it has no branch, tag or whole commit v2" in stderr
 
 
+def test_of_several_precisions_the_one_that_is_read_is_downloaded(
+    info: Info, hub: FakeHub, repository: Path, tmp_path: Path
+) -> None:
+    """As repositories have it that keep an fp16 copy for diffusers' `variant`."""
+    vae, encoder = repository / "vae", repository / "text_encoder"
+    (vae / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"half")
+    for n in (1, 2):
+        (encoder / f"model.fp16-0000{n}-of-00002.safetensors").write_bytes(bytes([n]))
+    (encoder / "model.safetensors.index.fp16.json").write_text("{}")
+    transformer = repository / "transformer/diffusion_pytorch_model.safetensors"
+    transformer.rename(transformer.with_name("diffusion_pytorch_model.bf16.safetensors"))
+    (repository / "tokenizer/merges.txt").write_text("a b")
+    code, stdout, stderr = info(NAME, tmp_path / "cache", hub.url)
+    assert code == 0, stderr
+    assert "transformer/diffusion_pytorch_model.bf16.safetensors" in stdout
+    assert "tokenizer/merges.txt" in hub.fetched
+    assert not [file for file in hub.fetched if "fp16" in file]
+    hub.fetched.clear()
+    assert info(NAME, tmp_path / "cache")[0] == 0, "nothing listens, and nothing needs to"
+    (snapshot,) = (tmp_path / "cache").glob("hub/*/snapshots/*")
+    (snapshot / "text_encoder/model.safetensors").unlink()
+    assert info(NAME, tmp_path / "cache", offline=True)[0] == 2
+    assert info(NAME, tmp_path / "cache", hub.url)[0] == 0
+    assert hub.fetched == []  # the library has the file, without its name
+
+
 def test_of_a_download_that_broke_off_only_the_rest_is_fetched(info: Info, hub: FakeHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     hub.cut = "vae/diffusion_pytorch_model.safetensors"
