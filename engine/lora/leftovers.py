@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from engine.lora.names import LayerNames, shorten, split_key, strip_prefixes
+from engine.lora.names import LONGEST_KEY, LayerNames, shorten, split_key, strip_prefixes
 
 # Kinds of adapters that are not read, by what ends their keys. LyCORIS, PEFT and, of OFT, kohya write them.
 _UNREAD = {
@@ -20,7 +20,7 @@ _UNREAD = {
 }
 _UNREAD_ENDING = re.compile(
     r"\.(?:{})(?:\.[^.]+)?(?:\.weight)?$".format(
-        "|".join(f"(?P<k{index}>{ending})" for index, ending in enumerate(_UNREAD.values()))
+        "|".join(f"(?P<kind{index}>{ending})" for index, ending in enumerate(_UNREAD.values()))
     )
 )
 _INSTEAD = (
@@ -42,22 +42,17 @@ _MOST_LISTED = 3  # keys of a kind
 
 def unread_paths(keys: Iterable[str]) -> dict[str, str]:
     """Returns the paths of layers for which there are tensors of a kind that is not read, and that kind."""
-    found = ((key, ending) for key in keys if (ending := _UNREAD_ENDING.search(key)))
-    kinds = tuple(_UNREAD)
-    return {
-        key[: ending.start()].removesuffix(".weight"): kinds[int(str(ending.lastgroup)[1:])] for key, ending in found
-    }
+    return dict(found for key in keys if (found := _unread(key)))
 
 
 def sort_out(keys: Sequence[str], unread: Mapping[str, str]) -> dict[str, list[str]]:
     """Returns keys that are for no layer by what they are for. unread: as `unread_paths` finds it in all of a file."""
     sorted_out: dict[str, list[str]] = defaultdict(list)
     for key in keys:
-        ending, split = _UNREAD_ENDING.search(key), split_key(key)
-        path = key[: ending.start()].removesuffix(".weight") if ending else split[0] if split else key
+        path, *_ = _unread(key) or split_key(key) or (key,)
         if path in unread:
             sorted_out[unread[path]].append(key)
-        elif strip_prefixes(key).startswith(_TEXT_ENCODER_PREFIXES):
+        elif strip_prefixes(key[:LONGEST_KEY]).startswith(_TEXT_ENCODER_PREFIXES):
             sorted_out[_TEXT_ENCODER].append(key)
         else:
             sorted_out[_NOTHING].append(key)
@@ -100,6 +95,15 @@ def describe_left_out(sorted_out: Mapping[str, Sequence[str]], keys: int) -> str
     ]
     what_for = "what it changes is missing" if count == 1 else "what they change is missing"
     return f"lora_lenient leaves out {count} of {keys} keys, and {what_for} from pictures: {', '.join(parts)}"
+
+
+def _unread(key: str) -> tuple[str, str] | None:
+    """Returns the path and the kind of a tensor that is not read."""
+    ending = _UNREAD_ENDING.search(key) if len(key) <= LONGEST_KEY else None
+    if ending is None:
+        return None
+    kind = tuple(_UNREAD)[int(str(ending.lastgroup).removeprefix("kind"))]
+    return key[: ending.start()].removesuffix(".weight"), kind
 
 
 def _shown(keys: Sequence[str]) -> str:

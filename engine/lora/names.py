@@ -41,7 +41,7 @@ _FLAT_PREFIX = re.compile(r"(?:{})_".format("|".join(_PREFIXES)))
 _FLAT_STARTS = re.compile(r"(?:lora_unet|lora|lycoris)_+")
 # Of torch.compile, DDP, FSDP and activation checkpointing, Krea's own too: any part of a model may be wrapped.
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![^._])(?:module|block))[._]")
-_LONGEST_PATH = 300  # characters, several times that of a layer's name
+LONGEST_KEY = 300  # characters, several times that of any trainer: a hostile file's are not looked into
 
 
 def split_key(key: str) -> tuple[str, str, str | None] | None:
@@ -50,7 +50,7 @@ def split_key(key: str) -> tuple[str, str, str | None] | None:
     The path may be a parameter's, as in `blocks.0.attn.wq.weight.lora_A` or `first.bias.diff`: what is returned is the
     layer's.
     """
-    ending = _ENDING.search(key)
+    ending = _ENDING.search(key) if len(key) <= LONGEST_KEY else None
     if ending is None or not ending.start():
         return None
     path, role = key[: ending.start()], _ROLES[ending["bare"] or ending["role"]]
@@ -96,7 +96,7 @@ class LayerNames:
 
     def resolve(self, path: str) -> tuple[str, ...] | None:
         """Returns the layers that a path names: one, or q, k and v, whose rows are stacked. None if it names none."""
-        path = strip_prefixes(path) if len(path) <= _LONGEST_PATH else ""
+        path = strip_prefixes(path)
         flat = _FLAT_STARTS.match(path)
         path = path[flat.end() if flat else 0 :]
         while path not in self._table and (prefix := _FLAT_PREFIX.match(path)):
@@ -105,7 +105,7 @@ class LayerNames:
 
     def closest(self, path: str) -> str | None:
         """Returns the name that is most like a path that names nothing."""
-        path = strip_prefixes(path)[:200]  # comparing takes long, and a hostile file's names may be long
+        path = strip_prefixes(path)
         prefix = flat[0] if (flat := _FLAT_STARTS.match(path)) else ""
         matches = get_close_matches(path.removeprefix(prefix), self._table, n=1)
         return f"{prefix}{matches[0]}" if matches else None

@@ -14,7 +14,7 @@ from engine.config.components import TransformerConfig
 
 # Parts of tensors' names in adapters, as PEFT, diffusers, kohya and LyCORIS write them.
 _IN_LORAS = re.compile(
-    r"lora[_.](?:[AB]|down|up|magnitude)|hada_w|lokr_w|dora_scale|\.(?:diff(?:_b)?|set_weight|[wb]_norm)$"
+    r"lora[_.](?:[AB]|down|up|magnitude)|hada_w|lokr_w|b?oft_[Rbds]|dora_scale|\.(?:diff(?:_b)?|set_weight|[wb]_norm)$"
 )
 
 

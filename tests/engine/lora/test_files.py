@@ -56,6 +56,18 @@ REFUSED = {
         pair("blocks.0.attn.to_qkv", rows=256) | pair("blocks.0.attn.wk", rows=64),
         "another name in the file is for too",
     ),
+    "one layer behind two prefixes": (
+        pair(QUERY) | pair(f"model._orig_mod.{QUERY}"),
+        "another name in the file is for",
+    ),
+    "one pair with .weight and without": (
+        pair(QUERY) | {f"{QUERY}.lora_A": torch.ones(2, 128)},
+        "lora_A are the same thing twice",
+    ),
+    "one difference of a bias in two spellings": (
+        {"first.diff_b": torch.ones(128), "first.bias.diff": torch.ones(128)},
+        "are the same thing twice",
+    ),
     "the same role twice": (pair(QUERY) | {f"{QUERY}.lora_down.weight": torch.ones(2, 128)}, "the same thing twice"),
     "several adapters": (
         {f"{QUERY}.lora_A.{name}.weight": torch.ones(2, 128) for name in ("one",)}

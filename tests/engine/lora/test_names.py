@@ -78,7 +78,16 @@ def test_a_difference_of_a_parameter_is_its_layers(native: bool) -> None:
     assert split_key(f"{path}.bias.diff") == split_key(f"{path}.diff_b") == (path, "diff_b", None)
 
 
-@pytest.mark.parametrize("key", ["first.bias.lora_A", "first.lora_B.bias", "first.lora_B.default.bias", "first.lora_C"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "first.bias.lora_A",
+        "first.lora_B.bias",
+        "first.lora_B.default.bias",
+        "first.lora_C",
+        "model." * 50 + "first.lora_A",  # which would take long where there are thousands
+    ],
+)
 def test_what_is_no_matrix_of_a_layer_is_for_none(key: str) -> None:
     split = split_key(key)
     assert split is None or NAMES.resolve(split[0]) is None

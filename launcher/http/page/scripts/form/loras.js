@@ -20,9 +20,10 @@ export class LoraList {
       if (row.box.checked) row.isThere = false;
       else this.#remove(name);
     }
-    for (const { name, strength } of loras) {
+    for (const { name, strength, left_out: leftOut } of loras) {
       const row = this.#rows.get(name) ?? this.#add(name, strength);
       row.isThere = true;
+      row.item.title = leftOut ?? ""; // what the server does not read of its file
     }
     this.#update();
   }
