@@ -87,8 +87,13 @@ def _step(packing: Packing, *, fp8: bool) -> None:
     rotations = torch.zeros((tokens, DIT.head_dim // 2), dtype=torch.complex64)
     weight = torch.ones(DIT.head_dim)
     rope.norm_rotate_triton_(query, key, weight, weight, 1e-5, rotations, halves=False)
+    of_segments = torch.ones((segments, DIT.head_dim))  # where LoRAs change one of them
+    rope.norm_rotate_triton_(query, key, of_segments, weight, 1e-5, rotations, packing=packing)
     for ranks in (2, 4):
         rope.norm_rotate_to_ranks_triton(query, key, value, weight, weight, 1e-5, rotations, ranks)
+        rope.norm_rotate_to_ranks_triton(
+            query, key, value, weight, of_segments, 1e-5, rotations, ranks, packing=packing
+        )
         parts = torch.zeros((ranks, tokens, DIT.hidden_size // ranks), dtype=torch.bfloat16)
         gate.gate_mul_triton(parts.transpose(0, 1), output_gate.flatten(1), silu=False, fp8=fp8)
     attention_triton.attention_triton(query, key, value, packing, None if fp8 else output_gate.flatten(1))

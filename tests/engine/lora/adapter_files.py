@@ -133,6 +133,12 @@ def write_scheme(file: Path, folder: Path, change: Mapping[str, LowRank], scheme
     return write(file, SCHEMES[scheme](change, natives))
 
 
+def add_vectors(file: Path, folder: Path) -> Path:
+    """Adds differences of all norms and tables to an adapter's file."""
+    vectors = {f"{name}.diff": difference for name, difference in draw_vectors(folder, size=0.1).items()}
+    return write(file, load_file(file) | vectors)
+
+
 def write(
     file: Path,
     tensors: Mapping[str, torch.Tensor],

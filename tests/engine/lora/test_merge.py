@@ -45,9 +45,12 @@ def test_8_bit_weights_are_not_rounded_once_more_unasked(turbo: Path, lora: Path
 
 
 def test_what_was_split_for_ranks_cannot_be_merged_into(turbo: Path, lora: Path, tmp_path: Path) -> None:
+    """Nor norms, which ranks have whole: their 1 has been added to what is stored."""
     folder = written(turbo, tmp_path / "split", layout="sharded", weights="keep")
-    with pytest.raises(ArgumentError, match="merge_loras needs the whole checkpoint, and this one has been split"):
-        load(folder, lora)
+    norm = write(tmp_path / "norm.safetensors", {"txt_in.norm.set_weight": torch.ones(64)})
+    for file in (lora, norm):
+        with pytest.raises(ArgumentError, match="merge_loras needs the whole checkpoint, and this one has been split"):
+            load(folder, file)
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8"])

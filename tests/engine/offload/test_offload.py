@@ -15,6 +15,7 @@ from engine.device.timing import seconds_between
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
 from engine.step import Adapter, Job, Step
+from tests.engine.lora.adapter_files import add_vectors
 from tests.engine.lora.random_changes import write_random
 from tests.engine.offload.demo_rank import COMBINATIONS, CPU, Timeline
 from tests.engine_runs import RankGroups, jobs_of, run_jobs, run_requests
@@ -83,8 +84,9 @@ def test_adapters_stay_beside_layers_that_come_and_go(
 ) -> None:
     """Some of their changes, DoRA's, are reckoned from the weights, which lie in host memory."""
     write_random(turbo, tmp_path / "lora.safetensors", 3, fused=True)
+    file = add_vectors(tmp_path / "lora.safetensors", turbo)
     jobs = [replace(job, loras=((7, 0.3),) if job.job_id else ()) for job in jobs_of(turbo, REQUESTS)]
-    adapters = [Adapter(7, str(tmp_path / "lora.safetensors"))]
+    adapters = [Adapter(7, str(file))]
     expected = rank_groups.run_jobs(turbo, jobs, adapters=adapters)
     assert_same(run_jobs(turbo, jobs, adapters=adapters, offload=offload), expected)
 

@@ -30,7 +30,7 @@ from engine.rank.rank import Rank
 from engine.rank.recovery import Recovery
 from engine.rank.warm_up import warm_up
 from engine.step import Adapter, Job, Picture, Step
-from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
+from tests.engine.lora.adapter_files import add_vectors, draw_low_rank, layer_shapes, write_scheme
 from tests.engine_runs import as_array, config_of, jobs_of
 from tests.fake_cuda import FakeCuda, modes
 from tests.fake_cuda.clocks import Event, Stream
@@ -179,7 +179,7 @@ def test_a_picture_is_encoded_beside_a_step_where_there_is_room(
 @pytest.mark.parametrize("offload", [(), (DIT_LAYERWISE, TEXT_ENCODER)], ids=["none", "layerwise"])
 def test_adapters(turbo: Path, tmp_path: Path, offload: tuple[str, ...]) -> None:
     file = write_scheme(tmp_path / "lora.safetensors", turbo, draw_low_rank(layer_shapes(turbo)))
-    adapters = [Adapter(7, str(file))]
+    adapters = [Adapter(7, str(add_vectors(file, turbo)))]
     with_lora = [replace(job, loras=((7, 0.8),) if job.job_id != 1 else ()) for job in jobs(turbo)]
     expected = Run(turbo, CPU).run(with_lora, adapters).close().images
     with fake_cuda() as device:

@@ -27,7 +27,7 @@ from engine.rank.rank import Rank
 from engine.rank.warm_up import try_image
 from engine.step import Adapter, Step
 from tests.engine.kernels.tolerances import relative_error as relative_norm
-from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
+from tests.engine.lora.adapter_files import add_vectors, draw_low_rank, layer_shapes, write, write_scheme
 from tests.engine.parallel.strict_dist import strict_meshes
 from tests.engine.parallel.thread_group import thread_meshes
 from tests.engine.parity.test_parallel_modes import MODES as TOKENS_OR_SEGMENTS
@@ -48,9 +48,11 @@ FEW = settings(max_examples=2, phases=[Phase.explicit, Phase.reuse, Phase.genera
 
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Adapter]:
-    """A LoRA, and a DoRA with norms of rows and of columns, both of which ranks split the matrices of."""
+    """A LoRA, and a DoRA with norms of rows and of columns, both of which ranks split the matrices of; the second
+    changes norms and tables too, which ranks have whole."""
     file = tmp_path_factory.mktemp("adapters") / "dora.safetensors"
-    tensors = load_file(write_scheme(file, DEMO_CHECKPOINT, draw_low_rank(layer_shapes(DEMO_CHECKPOINT))))
+    write_scheme(file, DEMO_CHECKPOINT, draw_low_rank(layer_shapes(DEMO_CHECKPOINT)))
+    tensors = load_file(add_vectors(file, DEMO_CHECKPOINT))
     (weights,) = (DEMO_CHECKPOINT / "transformer").glob("*.safetensors")
     for index, (layer, weight) in enumerate(load_file(weights).items()):
         path = f"transformer.{layer.removesuffix('.weight')}"

@@ -17,14 +17,12 @@ from safetensors.torch import load_file
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.convert import convert, quantization_of
 from engine.checkpoint.files.open import open_tensor_file
-from engine.checkpoint.layouts.tensors import transformer_sources
 from engine.checkpoint.merged_loras import MERGED_LORAS, merged_loras_entry, read_merged_loras
 from engine.config.engine_config import EngineConfig
-from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, LoraError
 from engine.lora.merge import merged
 from engine.step import Adapter
-from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write, write_scheme
+from tests.engine.lora.adapter_files import add_vectors, draw_low_rank, layer_shapes, write, write_scheme
 from tests.engine.lora.random_changes import write_random
 from tests.engine_runs import jobs_of, run_jobs, run_requests
 from tests.oracle import Request, expected_latents, load_pipeline, relative_error
@@ -39,13 +37,8 @@ def files(turbo: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """One that changes every norm and table, and each matrix in a way of its own, q, k and v as one, and a LoRA."""
     folder = tmp_path_factory.mktemp("loras")
     write_random(turbo, folder / "all.safetensors", 3, fused=True)
-    sources = transformer_sources(ModelConfig.from_folder(turbo).transformer)
-    vectors = {source.name.removesuffix(".weight"): source.shape for source in sources if source.float32}
-    generator = torch.Generator().manual_seed(0)
-    differences = {f"{name}.diff": torch.randn(shape, generator=generator) * 0.1 for name, shape in vectors.items()}
-    write(folder / "all.safetensors", load_file(folder / "all.safetensors") | differences)
     return [
-        folder / "all.safetensors",
+        add_vectors(folder / "all.safetensors", turbo),
         write_scheme(folder / "lora.safetensors", turbo, draw_low_rank(layer_shapes(turbo))),
     ]
 
