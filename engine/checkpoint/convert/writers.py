@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from gguf import GGML_QUANT_SIZES, GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
 from engine.checkpoint.convert.k_quants import K_QUANTS, quantize_k
@@ -31,6 +31,7 @@ GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q5_0", "Q5_1", "Q4_0", "Q4_1", *rev
 # writes, Q4_0, which is as large.
 _INSTEAD = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 _UNLIMITED = ("F32", "BF16")
+_FLOATS = {"F32", "F16", "BF16"}
 _LARGEST = 65504.0  # what float16 holds, in which the other types have scales and offsets
 _ARCHITECTURE = "krea2"
 _SMALL = 1024  # elements up to which a tensor stays float32
@@ -140,6 +141,8 @@ def write_gguf(
     with written_whole(path) as temporary, closing(GGUFWriter(temporary, _ARCHITECTURE)) as writer:
         for key, text in notes.items():
             writer.add_string(key, text)
+        if not _FLOATS.issuperset(types.values()):
+            writer.add_quantization_version(GGML_QUANT_VERSION)  # which GGUF's specification asks for
         for name, shape in shapes.items():
             raw = GGMLQuantizationType[types[name]]
             writer.add_tensor_info(name, shape, np.dtype(np.float32), sizes[name], raw_dtype=raw)

@@ -35,6 +35,7 @@ def test_every_type_is_read_back_within_its_step(tmp_path: Path, qtype: str) -> 
     write_gguf(file, shapes, qtype, tensors.__getitem__)
     reader = GGUFReader(file)
     assert reader.fields["general.architecture"].contents() == "krea2"
+    assert ("general.quantization_version" in reader.fields) == qtype.startswith("Q")
     read = {tensor.name: tensor for tensor in reader.tensors}
     assert list(read) == list(tensors)
     for name, tensor in tensors.items():
