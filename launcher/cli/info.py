@@ -166,7 +166,7 @@ def _choose_mode(config: EngineConfig, sizes: Sequence[str], gpus: int | None) -
 
 
 def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
-    """Describe a LoRA file, `[NAME=]PATH[:STRENGTH]`, in a line: its kind, the layers that it changes, bytes on a rank.
+    """Describe a LoRA file, `[NAME=]PATH[:STRENGTH]`, in a line: its kind, what it changes, bytes on a rank.
 
     Returns these bytes, too. Raises `ArgumentError`, and `LoraError` for a file that does not fit the checkpoint.
     """
@@ -175,8 +175,16 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
     lora = located(parse_lora(text))
     opened = open_lora(lora.path, _read(config).config, lenient=config.lora_lenient)
     size = opened.bytes_on_rank(config.tp, 4 if config.dtype == "float32" else 2)
-    layers = f"{opened.modules} layer{'' if opened.modules == 1 else 's'}"
-    parts = [opened.family, f"changes {layers}", describe_scales(opened), f"{megabytes(size)} on each rank"]
+    vectors = sum(change.is_vector for change in opened.changes.values())
+    layers = opened.modules - vectors
+    counts = [f"{layers} layer{'' if layers == 1 else 's'}"] if layers or not vectors else []
+    counts += [f"{vectors} of the norms and modulation tables"] if vectors else []
+    parts = [
+        opened.family,
+        f"changes {' and '.join(counts)}",
+        describe_scales(opened),
+        f"{megabytes(size)} on each rank",
+    ]
     line = f"{lora.path}: {', '.join(filter(None, parts))}"
     return (f"{line}; {opened.left_out}" if opened.left_out else line), size
 

@@ -18,11 +18,12 @@ from safetensors.torch import load_file, save_file
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import ArgumentError, LoraError, NotFiniteError
 from launcher import Client, Result, launch
-from tests.engine.lora.adapter_files import draw_low_rank, layer_shapes, write_scheme
+from tests.engine.lora.adapter_files import add_vectors, draw_low_rank, layer_shapes, vector_shapes, write_scheme
 from tests.launcher.conftest import Krea2
 from tests.launcher.processes import PATIENCE_S, Marked, connect, wait_until
 
 PROMPT = "a red circle on a blue background"
+HEAD_DIM = vector_shapes(DEMO_CHECKPOINT)["transformer_blocks.0.attn.norm_q.weight"][0]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
@@ -199,7 +200,14 @@ def test_mistakes_are_one_line_and_exit_code_2_before_anything_starts(
         assert stderr.count("\n") == 1
 
 
-def test_info_checks_a_file(krea2: Krea2, folder: Path) -> None:
-    code, stdout, _ = krea2("info", "demo", "--lora", f"{folder}/two.safetensors", "--tp", "2")
+def test_info_checks_a_file(krea2: Krea2, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "one.safetensors", tmp_path)
+    more, alone = str(add_vectors(tmp_path / "one.safetensors", DEMO_CHECKPOINT)), str(tmp_path / "norm.safetensors")
+    count = len(vector_shapes(DEMO_CHECKPOINT))
+    save_file({"blocks.0.attn.qknorm.qnorm.scale.diff": torch.zeros(HEAD_DIM)}, alone)
+    loras = [text for file in (f"{folder}/two.safetensors", more, alone) for text in ("--lora", file)]
+    code, stdout, _ = krea2("info", "demo", *loras, "--tp", "2")
     assert code == 0
+    assert f"{more}: LoRA and full difference, changes 72 layers and {count} of the norms and modulation" in stdout
+    assert f"{alone}: full difference, changes 1 of the norms and modulation tables, 0." in stdout
     assert f"{folder}/two.safetensors: LoRA, changes 72 layers, scale 1.5 (alpha tensors), 0." in stdout
