@@ -91,10 +91,11 @@ def _missing(missing: Sequence[str], paths: Mapping[str, Path], contents: Collec
     where = "give each as a file or a folder, or all of them as a model in the diffusers layout (a folder, a Hugging "
     where += "Face repository, or demo for a demo's parts) beside "
     given = " ".join(f"{part} {path}" for part, path in paths.items())
+    holds = called(*contents).replace("a transformer", "the DiT") if contents else ""  # no word that is an option's
     if contents and "transformer" not in contents:
-        given += f", which is no transformer but {called(*contents)}"
+        given += f", which holds no DiT but {holds}"
     elif len(contents) > 1:
-        given = f"{paths['transformer']}, which holds {called(*contents)}"
+        given = f"{paths['transformer']}, which holds {holds}"
         if missing == ["tokenizer"]:
             where = "no file of tensors has it: give Qwen3-VL-4B's tokenizer.json or its folder, or put it beside "
     return ArgumentError(f"missing: {', '.join(missing)}; {where}{given}", parameter=missing[0])

@@ -38,8 +38,8 @@ class EngineConfig:
     """
 
     model: str | None = path(
-        "Checkpoint folder in the diffusers layout, a transformer's file, a Hugging Face repository, or one of "
-        f"{', '.join(DEMO_CHECKPOINTS)}.  [default: demo, if no part of a model is given]",
+        "Checkpoint folder in the diffusers layout, a file of a transformer or of several parts, a Hugging Face "
+        f"repository, or one of {', '.join(DEMO_CHECKPOINTS)}.  [default: demo, if no part of a model is given]",
         f"the path of a checkpoint, or one of {', '.join(DEMO_CHECKPOINTS)}",
     )
     transformer: str | None = _part("Transformer: a file (safetensors or GGUF, whole or quantised) or a folder.")

@@ -20,6 +20,7 @@ from engine.errors import CheckpointError
 # starts with a file's name, and is told by the suffix alone.
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
 _PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_PIECE_SUFFIX = ".distcp"
 
 
 def open_component(path: Path, component: str, stem: str) -> TensorFile:
@@ -76,6 +77,9 @@ def _in_folder(folder: Path, stem: str) -> Path:
     entries = sorted((*by_stem.values(), *others))
     if len(entries) > 1:
         raise CheckpointError.of(folder, "holds several files of tensors: name one of them", found=", ".join(entries))
+    if not entries and any(name.endswith(_PIECE_SUFFIX) for name in names):
+        problem = "is a checkpoint of torch.distributed in pieces, which a trainer goes on from; merge them into a "
+        raise CheckpointError.of(folder, f"{problem}safetensors file first, as accelerate merge-weights does")
     pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))  # which are refused for what they are
     return folder / next(iter((*entries, *pickles)), f"{stem}.safetensors")
 

@@ -53,7 +53,7 @@ def test_one_files_tokenizer_is_given_or_lies_beside_it(all_in_one: Path, turbo:
         find_parts(EngineConfig(model=str(all_in_one)))
     assert error.value.message == (
         "missing: tokenizer; no file of tensors has it: give Qwen3-VL-4B's tokenizer.json or its folder, or put it "
-        f"beside {all_in_one}, which holds a transformer, a text encoder and a VAE"
+        f"beside {all_in_one}, which holds the DiT, a text encoder and a VAE"
     )
     assert error.value.parameter == "tokenizer"
     given = find_parts(EngineConfig(model=str(all_in_one), tokenizer=str(turbo / "tokenizer")))
@@ -79,6 +79,6 @@ def test_a_file_says_what_it_holds_and_what_it_lacks(single: dict[str, str], tmp
     assert error.value.message.startswith(
         "missing: text_encoder, tokenizer; give each as a file or a folder, or all of "
     )
-    assert error.value.message.endswith(f" beside {file}, which holds a transformer and a VAE")
-    with pytest.raises(ArgumentError, match=r"missing: text_encoder, tokenizer; .* which is no transformer but a VAE"):
+    assert error.value.message.endswith(f" beside {file}, which holds the DiT and a VAE")
+    with pytest.raises(ArgumentError, match=r"missing: text_encoder, tokenizer; .* which holds no DiT but a VAE"):
         open_config(model=single["vae"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file
 
 import engine
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
@@ -21,6 +22,7 @@ from tests.engine.checkpoint.layouts.layouts import (
     load_transformer,
     load_vae,
     native_transformer,
+    prefixed,
     save,
     wan_vae,
 )
@@ -190,4 +192,9 @@ def test_a_missing_part_is_named(krea2: Krea2, tmp_path: Path) -> None:
     file = save(native_transformer(load_transformer(DEMO_CHECKPOINT)), tmp_path / "native.safetensors")
     code, _, stderr = krea2("generate", PROMPT, "--transformer", str(file))
     assert code == 2
+    together = load_file(file) | prefixed("vae.", wan_vae(load_vae(DEMO_CHECKPOINT), 1))
+    two = save(together, tmp_path / "two.safetensors")
+    message = krea2("generate", PROMPT, "--model", str(two))[2]
+    assert message.startswith("error: missing: --text-encoder, --tokenizer; give each as a file or a folder")
+    assert message.endswith(f" beside {two}, which holds the DiT and a VAE\n")
     assert stderr.startswith("error: missing: --text-encoder, --vae, --tokenizer; give each as a file or a folder")

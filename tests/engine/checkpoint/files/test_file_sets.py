@@ -109,6 +109,17 @@ def test_shards_of_any_name_are_one_file_and_what_lacks_is_named(tmp_path: Path)
         open_component(tmp_path, "transformer", STEM)
 
 
+def test_a_trainers_pieces_are_refused_by_name(tmp_path: Path) -> None:
+    for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        CheckpointError, match=r"is a checkpoint of torch\.distributed in pieces, .* merge-weights does"
+    ):
+        open_component(tmp_path, "transformer", STEM)
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert set(open_component(tmp_path, "transformer", STEM).headers) == {"a"}
+
+
 def test_what_is_no_shard_is_a_file_of_its_own(tmp_path: Path) -> None:
     for name in ("a-00003-of-00002", "a-00000-of-00002", "a-00001-of-00001", "lora-000010", "a-of-b"):
         assert not is_shard(f"{name}.safetensors")
