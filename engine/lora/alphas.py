@@ -64,7 +64,8 @@ class Alphas:
                 f"init_lora_weights in {self._place} is {shorten(init)!r}, with which PEFT changes the model's weights"
             )
             raise _error(file, f"{found} too: have PEFT convert it to a plain LoRA as it saves it")
-        self._alphas, self._ranks = self._pattern("alpha_pattern"), self._pattern("rank_pattern")
+        self._alphas = self._pattern("alpha_pattern")
+        self._ranks = self._pattern("rank_pattern") if self._is_of_lycoris_kinds() else {}
         self.unused = set(self._alphas)
 
     def scale(self, path: str, tensors: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]) -> float:

@@ -15,6 +15,7 @@ from engine.errors import LoraError
 from engine.lora.files import AdapterFile, open_adapter
 from tests.engine.lora.adapter_files import write
 
+PEFT = "the header's lora_adapter_metadata"
 QUERY, KEY = "blocks.0.attn.wq", "blocks.0.attn.wk"
 LAYERS = {QUERY: "transformer_blocks.0.attn.to_q", KEY: "transformer_blocks.0.attn.to_k"}
 LOKR = {f"{QUERY}.lokr_w1": torch.ones(8, 8), f"{QUERY}.lokr_w2": torch.ones(16, 16)}
@@ -70,6 +71,7 @@ def test_the_header_of_kreas_trainer(
         ({"alpha": "8", "lora_alpha": "8.0"}, 2, "the header's lora_alpha"),
         ({"lora_scale": "0.5", "rank": "4"}, 0.5, "the header's lora_scale"),
         ({"lora_alpha": "None", "lora_scale": ""}, 1, ""),
+        ({"lora_adapter_metadata": json.dumps({"r": 2, "lora_alpha": 2, "rank_pattern": {"a": 8, "b": 8}})}, 0.5, PEFT),
         ({"rank": "64"}, 1, ""),  # says nothing of the scale
         ({"ss_network_alpha": "2", "ss_network_dim": "8"}, 1, ""),
     ],
@@ -130,20 +132,11 @@ def test_the_header_counts_before_the_config_beside_the_file(tmp_path: Path, con
     assert scale_of(open_adapter(write(file, pair(), header={"lora_alpha": "2"}), config)) == 0.5
 
 
-@pytest.mark.parametrize("peft_type", ["LOKR", "LOHA"])
-def test_pefts_config_of_lycoris_kinds(tmp_path: Path, config: ModelConfig, peft_type: str) -> None:
-    """PEFT calls alpha `alpha` there, and divides by the config's rank where both of LoKr's factors are whole."""
-    loha = {f"{QUERY}.hada_w{part}_a": torch.ones(128, 4) for part in (1, 2)}
-    loha |= {f"{QUERY}.hada_w{part}_b": torch.ones(4, 128) for part in (1, 2)}
-    file = write(tmp_path / "adapter_model.safetensors", LOKR if peft_type == "LOKR" else loha)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": peft_type, "alpha": 2, "r": 4}))
-    assert open_adapter(file, config).scales == {"adapter_config.json": (0.5,)}
-    pattern = {"peft_type": peft_type, "alpha": 2, "r": 4, "rank_pattern": {"wq": 8}, "alpha_pattern": {"attn.wq": 2}}
-    (tmp_path / "adapter_config.json").write_text(json.dumps(pattern))
-    assert scale_of(open_adapter(file, config)) == (0.25 if peft_type == "LOKR" else 0.5)
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOKR", "alpha": 2, "r": 0}))
-    if peft_type == "LOKR":
-        with pytest.raises(LoraError, match=r"r in adapter_config\.json is 0, not above 0"):
+def test_pefts_config_of_whole_factors_has_a_rank(tmp_path: Path, config: ModelConfig) -> None:
+    file = write(tmp_path / "adapter_model.safetensors", LOKR)
+    for rank, words in ((0, "is 0, not above 0"), (None, "is None, not a number"), ("8", "is '8', not a number")):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOKR", "alpha": 2, "r": rank}))
+        with pytest.raises(LoraError, match=rf"r in adapter_config\.json {words}"):
             open_adapter(file, config)
 
 

@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from engine.config.model_config import ModelConfig
+from engine.lora.deltas import read_delta
 from engine.lora.files import open_adapter
 from engine.step import Adapter
 from tests.engine.lora.adapter_files import SCHEMES, draw_low_rank, layer_shapes, write, write_scheme
@@ -175,6 +178,34 @@ def test_dora_as_peft_writes_and_computes_it(
     for tp in DEGREES:
         latents = of_engine(REQUEST, [(file, 1.0)], tp=tp)
         assert relative_error(latents, reference) <= TOLERANCE, tp
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("Lora", {"r": 4, "lora_alpha": 6, "init_lora_weights": False}),
+        ("LoKr", {"r": 2, "alpha": 5, "decompose_both": True, "decompose_factor": 8}),
+        ("LoKr", {"r": 200, "alpha": 50}),  # both factors are whole, and still divided by r
+        ("LoKr", {"r": 2, "alpha": 5, "rank_pattern": {"first": 300}, "alpha_pattern": {"first": 30}}),
+        ("LoHa", {"r": 3, "alpha": 5}),
+    ],
+)
+def test_a_folder_that_peft_saved_is_what_it_merges(
+    turbo: Path, tmp_path: Path, kind: str, config: dict[str, Any]
+) -> None:
+    import peft
+
+    rows, columns = layer_shapes(turbo)["img_in"]
+    model = nn.ModuleDict({"first": nn.Linear(columns, rows)})
+    before = model["first"].weight.detach().clone()
+    defaults = {"target_modules": ["first"]} | ({} if kind == "Lora" else {"init_weights": False})
+    adapter = peft.get_peft_model(model, getattr(peft, f"{kind}Config")(**defaults | config))
+    adapter.save_pretrained(tmp_path)
+    expected = adapter.merge_and_unload()["first"].weight.detach() - before
+    opened = open_adapter(tmp_path, ModelConfig.from_folder(turbo))
+    delta = read_delta(opened.changes["img_in"], (slice(0, rows), slice(0, columns)), torch.device("cpu"))
+    assert delta is not None
+    assert relative_error(delta.dense(), expected) <= 1e-5
 
 
 def test_strength_zero_equals_none(files: Callable[..., Path], of_engine: OfEngine) -> None:

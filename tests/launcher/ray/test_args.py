@@ -10,6 +10,9 @@ import pytest
 from engine.errors import ArgumentError, CheckpointError, LoraError
 from launcher.ray.args import ClusterArgs, known_options
 from launcher.ray.settled import settle
+from tests.launcher.lora_stand_in import fake_adapters, write_adapter
+
+__all__ = ["fake_adapters"]
 
 
 @pytest.mark.parametrize(
@@ -146,3 +149,11 @@ def test_engines_let_no_client_load_loras_and_hash_their_files() -> None:
     assert frontend.warm_up_sizes == ((128, 64),)
     merged = settle({"model": "demo", "loras": ["demo-outlined"], "merge_lora": True}).frontend
     assert len(merged.engine.merge_loras) == 1
+
+
+@pytest.mark.usefixtures("fake_adapters")
+@pytest.mark.parametrize("merge", [False, True])
+def test_who_checks_a_cluster_hears_what_is_left_out_of_its_loras(tmp_path: Path, merge: bool) -> None:
+    file = write_adapter(tmp_path / "ink.safetensors", skipped=["k"])
+    args = {"model": "demo", "device": "cpu", "loras": [str(file)], "lora_lenient": True, "merge_lora": merge}
+    assert settle(args).warnings == (f"{file}: lora_lenient leaves out k",)
