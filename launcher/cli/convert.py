@@ -58,7 +58,7 @@ def convert(
     from engine.checkpoint.convert.convert import COMPONENTS, LAYOUTS, count_tensors, quantization_of
     from engine.checkpoint.convert.convert import convert as write
     from engine.lora.merge import merged
-    from launcher.hub.models import find_model
+    from launcher.hub.models import locate
 
     component = component.replace("-", "_")  # as in --text-encoder
     for name, value, allowed in (("layout", layout, LAYOUTS), ("component", component, COMPONENTS)):
@@ -75,9 +75,7 @@ def convert(
     if loras and component != "transformer" and layout == "native":
         raise ArgumentError(f"lora changes the transformer, and {component} is what is written", parameter="lora")
     weights = weights or ("q8_0" if layout == "gguf" else "keep")
-    engine = EngineConfig(
-        model=find_model(model), tp=tp, quantization=quantization_of(layout, weights), **given(options)
-    )
+    engine = locate(EngineConfig(model=model, tp=tp, quantization=quantization_of(layout, weights), **given(options)))
     with ExitStack() as cleanup:
         checkpoint = cleanup.enter_context(closing(CheckpointFiles.open(engine, as_it_is=True)))
         described: list[dict[str, Any]] = []

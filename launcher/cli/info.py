@@ -23,7 +23,7 @@ from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import given, model_argument, table_options
 from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say
-from launcher.hub.models import find_model
+from launcher.hub.models import locate
 from launcher.messages.limits import Limits
 from launcher.provenance.file_hashes import find_hash
 from launcher.requests.infotext import model_hash
@@ -73,9 +73,8 @@ def info(
     for name, value in (("gpus", gpus), ("size", sizes or None)):
         if value is not None and not choose:
             raise ArgumentError(f"{name} says what --parallel auto chooses for, which is not given", parameter=name)
-    model = find_model(options.get("model"))
-    config = engine_config(options | {"model": model})
-    if "tp" not in options and not choose and model is not None and (degrees := split_degrees(Path(model))):
+    config = locate(engine_config(options))
+    if "tp" not in options and not choose and config.model and (degrees := split_degrees(Path(config.model))):
         config = replace(config, tp=degrees[0])  # its files are those of this many ranks
     if config.model is not None and not loras and is_lone_file(config):
         say(describe_file(Path(config.model)))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
 from engine.checkpoint.files.file_sets import STEMS, file_sets, files_to_take, tensor_files
 from engine.checkpoint.tokenizer_files import find_tokenizer
+from engine.config.engine_config import PARTS, EngineConfig
 from engine.config.json_fields import read_json_object
-from engine.errors import CheckpointError
+from engine.errors import ArgumentError, CheckpointError
 from launcher.hub.asking import ask, cached, download, explained, shown_size
 from launcher.hub.names import HubName
 
@@ -22,6 +25,24 @@ _PATTERNS = [
     *(_INDEX, "LICENSE*", "tokenizer/merges.txt"),
     *(f"{folder}/*.{kind}" for folder in _FOLDERS for kind in ("json", "safetensors")),
 ]
+
+
+def locate(engine: EngineConfig) -> EngineConfig:
+    """The same configuration with its model on this machine: see `find_model`. Raises `ArgumentError` for a part that
+    is named by a repository, too: such are not downloaded."""
+    for part in PARTS:
+        text = getattr(engine, part)
+        if text is None or os.path.lexists(text) or (name := HubName.of_lora(text) or HubName.of_model(text)) is None:
+            continue
+        what = [name.repository, *([name.file] if name.file else [])]
+        what += ["--revision", name.revision] if name.revision else []
+        what += ["--include '*.json' '*.txt'"] if part == "tokenizer" else []
+        raise ArgumentError(
+            f"{part} {text!r}: there is no such file or folder here. If it is in a Hugging Face repository, give the "
+            f"path that this prints: hf download {' '.join(what)}",
+            parameter=part,
+        )
+    return replace(engine, model=find_model(engine.model))
 
 
 def find_model(model: str | None) -> str | None:

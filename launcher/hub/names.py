@@ -16,6 +16,7 @@ _LORA = re.compile(
     rf"{_REPOSITORY}(?:@(?P<revision>(?:refs/(?:pr|convert)/)?{_REVISION}))?(?:/(?P<file>.{{1,500}}{re.escape('.safetensors')}))?"
 )
 _SUFFIX = ".safetensors"
+_FILES = (_SUFFIX, ".gguf", ".json", ".bin", ".ckpt", ".pt", ".pth")  # what no repository is called
 
 
 @dataclass(frozen=True)
@@ -28,20 +29,23 @@ class HubName:
 
     @classmethod
     def of_model(cls, text: str) -> HubName | None:
-        """Read `owner/name[@revision]`; None for anything else, and for what is a path here."""
-        match = _MODEL.fullmatch(text)
-        return None if match is None or os.path.lexists(text) else cls(**match.groupdict())
+        """Read `owner/name[@revision]`; None for anything else, and for what is a path here or called as a file is."""
+        return cls._of(_MODEL, text)
 
     @classmethod
     def of_lora(cls, text: str) -> HubName | None:
         """Read `owner/name[@revision][/folder/file.safetensors]`; None for anything else, and for what is a path here.
         A file in a folder, `folder/file.safetensors`, is none of these."""
-        match = _LORA.fullmatch(text)
-        if match is None or os.path.lexists(text) or not text.isprintable():
+        name = cls._of(_LORA, text)
+        inside = (name.file or "file").split("/") if name is not None else ()
+        return None if {"", ".", ".."} & {*inside} else name
+
+    @classmethod
+    def _of(cls, form: re.Pattern[str], text: str) -> HubName | None:
+        match = form.fullmatch(text)
+        if match is None or match["repository"].endswith(_FILES) or not text.isprintable() or os.path.lexists(text):
             return None
-        name = cls(**match.groupdict())
-        inside = (name.file or "file").split("/")
-        return None if name.repository.endswith(_SUFFIX) or {"", ".", ".."} & {*inside} else name
+        return cls(**match.groupdict())
 
     @property
     def lora(self) -> str:

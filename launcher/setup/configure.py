@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
@@ -16,7 +16,7 @@ from engine.config.model_config import ModelConfig
 from engine.config.options import check_options, option, options_of, switch
 from launcher.auto_mode.choice import choose_mode
 from launcher.auto_mode.prediction import Workload, block_format
-from launcher.hub.models import find_model
+from launcher.hub.models import locate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
 from launcher.setup.usual_names import own_device, own_dtype
@@ -102,7 +102,7 @@ def configure(
     """
     engine = engine_config(options)
     launching = LaunchOptions(**_part(LaunchOptions, options))
-    engine = replace(engine, model=find_model(engine.model))
+    engine = locate(engine)
     checkpoint = CheckpointFiles.open(engine)
     checkpoint.close()  # its headers have been read
     model = checkpoint.config

@@ -236,6 +236,25 @@ def test_a_hub_that_never_answers_is_given_up(info: Info, tmp_path: Path, monkey
     assert "it cannot be downloaded" in stderr
 
 
+@pytest.mark.parametrize(
+    ("part", "value", "command"),
+    [
+        ("tokenizer", "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-4B-Instruct --include '*.json' '*.txt'"),
+        ("vae", "a/b@v1/vae/x.safetensors", "a/b vae/x.safetensors --revision v1"),
+    ],
+)
+def test_a_part_in_a_repository_is_refused_with_the_command_that_downloads_it(
+    krea2: Krea2, monkeypatch: pytest.MonkeyPatch, part: str, value: str, command: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    option = f"--{part.replace('_', '-')}"
+    for arguments in (("info", "demo"), ("serve", "demo"), ("convert", "out")):
+        code, _, stderr = krea2(*arguments, option, value)
+        assert code == 2
+        says = "there is no such file or folder here. If it is in a Hugging Face repository, give the path that this"
+        assert stderr == f"error: {option} '{value}': {says} prints: hf download {command}\n"
+
+
 # ---- what is no repository
 
 

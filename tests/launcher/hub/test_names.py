@@ -34,6 +34,7 @@ def test_a_model_is_a_repository_and_a_revision(text: str, revision: str | None)
     [
         *("", "demo", "./foo", "../a/b", "/a/b", "a/b/c", "a/b/", "~/b", "a /b", ".a/b", "a/..", "a@b/c", "a/b@"),
         *("a/b@@c", "a/b@c@d", "a/b@/c", "a/b@c/", "a/b@../c", "a/b@c//d", "a/b@\n", "a/b\n", f"a/{'b' * 97}", "é/b"),
+        *("styles/ink.safetensors", "models/turbo-q8.gguf", "a/b.safetensors@c", "loras/ink.pt"),
         *(f"a/b@{'c' * 201}", f"a/b@{'/'.join('c' * 20)}"),
     ],
 )
