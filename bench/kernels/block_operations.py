@@ -35,6 +35,9 @@ def block_operations() -> Iterator[Operation]:
         name = f"residual, norm, modulate → fp8, {warps} warps"
         yield Operation(name, _draw_residual, _residual(True, warps), _residual_reference, ("x",), True)
     yield Operation("q, k norm and rotation", _draw_heads, _rotate, _rotate_reference, ("query", "key"))
+    yield Operation(
+        "q, k norm by segment and rotation", _draw_heads_by_segment, _rotate, _rotate_reference, ("query", "key")
+    )
     yield Operation("q, k norm and rotation, v, to ranks", _draw_qkv, _rotate_to_ranks, _rotate_to_ranks_reference)
     yield Operation("int8 weights → bfloat16", _draw_int8, _dequantize, _dequantize_reference)
 
@@ -147,14 +150,22 @@ def _draw_qkv(shape: Shape, random: Random) -> Tensors:
     }
 
 
+def _draw_heads_by_segment(shape: Shape, random: Random) -> Tensors:
+    """As where LoRAs of some requests change the norms."""
+    sizes = shape.packing.segments, shape.head_dim
+    norms = {f"{name}_norm": random.normal(*sizes, dtype=torch.float32, mean=1.0) for name in ("query", "key")}
+    return _draw_heads(shape, random) | norms
+
+
 def _rotate(shape: Shape, at: Tensors) -> dict[str, torch.Tensor | Fp8Rows]:
-    norm_rotate_(at["query"], at["key"], at["query_norm"], at["key_norm"], shape.eps, at["rotations"])
+    norms = at["query_norm"], at["key_norm"]
+    norm_rotate_(at["query"], at["key"], *norms, shape.eps, at["rotations"], packing=shape.packing)
     return {"query": at["query"], "key": at["key"]}
 
 
 def _rotate_reference(shape: Shape, at: Tensors, dtype: torch.dtype) -> Tensors:
     return {
-        name: references.norm_rotate(at[name], at[f"{name}_norm"], shape.eps, at["rotations"], dtype)
+        name: references.norm_rotate(at[name], at[f"{name}_norm"], shape.eps, at["rotations"], dtype, shape.packing)
         for name in ("query", "key")
     }
 

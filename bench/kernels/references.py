@@ -54,10 +54,14 @@ def norm_rotate(
     eps: float,
     rotations: torch.Tensor | None,
     dtype: torch.dtype,
+    packing: Packing | None = None,
     *,
     halves: bool = False,
 ) -> torch.Tensor:
-    """rms_norm of each head, then its pairs rotated."""
+    """rms_norm of each head, then its pairs rotated. packing: of the rows, where there is a weight for each segment."""
+    if weight.dim() == 2:
+        assert packing is not None
+        weight = _of_rows(weight, packing)[:, None]
     normed = rms_norm(heads, weight, eps, dtype)
     if rotations is None:
         return normed

@@ -46,8 +46,8 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
 
 class AdapterFile:
     """Holds an open file and its `changes` by layer. left_out: which keys were left out, for people; empty if none.
-    family: its kinds, such as "LoRA and DoRA", for people. modules: the number of layers that it changes. scales: what
-    layers' changes are multiplied by, by the place that says so, empty where none does."""
+    family: its kinds, such as "LoRA and DoRA", for people. modules: the number of layers, norms and tables that it
+    changes. scales: what layers' changes are multiplied by, by the place that says so, empty where none does."""
 
     def __init__(self, file: TensorFile, names: LayerNames, lenient: bool) -> None:
         self.file = file

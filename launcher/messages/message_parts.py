@@ -15,8 +15,8 @@ class LoraChoice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class LoadedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A LoRA that requests may choose. `file` is relative to the folder that clients may load from, or a bare name.
 
-    strength: of requests that give none. family: what kind of file it is, for people. modules: layers that it changes.
-    bytes: of each rank.
+    strength: of requests that give none. family: what kind of file it is, for people. modules: layers, norms and
+    modulation tables that it changes. bytes: of each rank.
     """
 
     name: str
