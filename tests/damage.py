@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 FULL = "File too large"  # EFBIG; a full disk says "No space left on device", in the same place
@@ -63,9 +64,11 @@ def bounded_memory(more: int = 2 << 30) -> Iterator[None]:
 def rewrite_tensors(file: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """Apply `change` to the tensors of a safetensors file."""
     tensors = load_file(file)
+    with safe_open(file, "pt") as opened:
+        metadata = {"format": "pt"} | (opened.metadata() or {})
     change(tensors)
     file.unlink()
-    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file, {"format": "pt"})
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, file, metadata)
 
 
 def rewrite_json(file: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -106,9 +106,9 @@ def _reshape_tensor(folder: Path, rng: random.Random) -> str:
     def reshape(tensors: dict[str, torch.Tensor]) -> None:
         name = rng.choice(sorted(tensors))
         tensor = tensors[name]
-        tensors[name] = rng.choice(
-            (tensor.flatten(), tensor[None], tensor[:-1], tensor.T if tensor.ndim == 2 else tensor[:0], tensor.sum())
-        )
+        flat = tensor.flatten()
+        smaller = (tensor[:-1], tensor.T if tensor.ndim == 2 else tensor[:0]) if tensor.ndim else (flat[:0],)
+        tensors[name] = rng.choice((flat, tensor[None], *smaller, tensor.new_zeros(())))
 
     rewrite_tensors(file, reshape)
     return file.name
@@ -134,10 +134,11 @@ def _change_values(folder: Path, rng: random.Random) -> str:
 
     def change(tensors: dict[str, torch.Tensor]) -> None:
         tensor = tensors[rng.choice(sorted(tensors))]
+        fitting = torch.tensor(value if tensor.is_floating_point() else rng.randrange(128)).to(tensor.dtype)
         if rng.random() < 0.5:
-            tensor.fill_(value)
-        else:
-            tensor.view(-1)[rng.randrange(tensor.numel())] = value
+            tensor.copy_(fitting)
+        elif tensor.numel():
+            tensor.view(-1)[rng.randrange(tensor.numel())].copy_(fitting)
 
     rewrite_tensors(file, change)
     return f"{file.name} {value}"
@@ -150,8 +151,12 @@ def _add_tensor(folder: Path, rng: random.Random) -> str:
     return f"{file.name} {name}"
 
 
+def _any_file(folder: Path) -> list[Path]:
+    return [*tensor_files(folder), *(folder / name for name in JSON_FILES if (folder / name).exists())]
+
+
 def _truncate_file(folder: Path, rng: random.Random) -> str:
-    file = rng.choice([*tensor_files(folder), *(folder / name for name in JSON_FILES)])
+    file = rng.choice(_any_file(folder))
     data = file.read_bytes()
     kept = rng.choice((0, 1, 7, 8, 9, len(data) // 2, len(data) - 1, rng.randrange(len(data))))
     replace_bytes(file, data[:kept])
@@ -159,13 +164,13 @@ def _truncate_file(folder: Path, rng: random.Random) -> str:
 
 
 def _append_bytes(folder: Path, rng: random.Random) -> str:
-    file = rng.choice([*tensor_files(folder), *(folder / name for name in JSON_FILES)])
+    file = rng.choice(_any_file(folder))
     replace_bytes(file, file.read_bytes() + rng.randbytes(rng.choice((1, 8, 4096))))
     return file.name
 
 
 def _remove_file(folder: Path, rng: random.Random) -> str:
-    file = rng.choice([*tensor_files(folder), *(folder / name for name in JSON_FILES)])
+    file = rng.choice(_any_file(folder))
     file.unlink()
     if rng.random() < 0.3:
         file.mkdir()
@@ -174,6 +179,19 @@ def _remove_file(folder: Path, rng: random.Random) -> str:
     return file.name
 
 
+# To safetensors files alone.
+TENSOR_FILE_KINDS: tuple[Callable[[Path, random.Random], str], ...] = (
+    _flip_header_bytes,
+    _flip_header_length,
+    _edit_header,
+    _drop_tensor,
+    _rename_tensor,
+    _swap_tensors,
+    _reshape_tensor,
+    _change_dtype,
+    _change_values,
+    _add_tensor,
+)
 KINDS: tuple[Callable[[Path, random.Random], str], ...] = (
     damage_index,
     _flip_header_bytes,
