@@ -10,6 +10,7 @@ from engine.errors import LoraError, printable
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
+USUAL_NAMES = (PEFT_WEIGHTS, _DIFFUSERS_WEIGHTS)  # of which every such folder has one
 _MOST_ENTRIES = 1000  # that are looked at
 _MOST_LISTED = 10  # files in an error
 
@@ -22,7 +23,7 @@ def file_in(path: str | Path) -> Path:
     if not os.path.isdir(path):
         return Path(path)
     folder = Path(path)
-    for name in (PEFT_WEIGHTS, _DIFFUSERS_WEIGHTS):
+    for name in USUAL_NAMES:
         if os.path.lexists(folder / name):
             return folder / name
     names = safetensors_in(folder)

@@ -10,7 +10,7 @@ from typing import Any
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.part_paths import repository_of
 from engine.config.engine_config import EngineConfig
-from engine.lora.folders import file_in
+from engine.lora.folders import USUAL_NAMES, file_in
 from launcher.provenance.file_hashes import FileHash, FileHashes
 
 _IN_HUB_CACHE = re.compile(r"models--.+--(?P<name>.+)/snapshots/[^/]+")
@@ -36,7 +36,11 @@ class MadeWith:
             made["hashes"] = whole
         if self._merged:
             made["merged_loras"] = [
-                {"name": each.file.stem, "strength": strength, **({"sha256": each.sha256} if each.sha256 else {})}
+                {
+                    "name": _lora_name(each.file),
+                    "strength": strength,
+                    **({"sha256": each.sha256} if each.sha256 else {}),
+                }
                 for each, strength in self._merged
             ]
         if own := {name: each.sha256 for name, each in loras.items() if each.sha256 is not None}:
@@ -55,6 +59,15 @@ def model_name(engine: EngineConfig) -> str:
     folder = repository_of(path) or path
     cached = _IN_HUB_CACHE.search(folder.as_posix())
     return cached["name"] if cached else folder.resolve().name or engine.name
+
+
+def _lora_name(file: Path) -> str:
+    """Name a LoRA by its file, or by its folder or repository if all such files are called the same."""
+    if file.name not in USUAL_NAMES:
+        return file.stem
+    folder = file.absolute().parent
+    cached = _IN_HUB_CACHE.search(folder.as_posix())
+    return cached["name"] if cached else folder.name
 
 
 def component_files(checkpoint: CheckpointFiles) -> dict[str, tuple[Path, ...]]:

@@ -69,6 +69,17 @@ def test_models_are_named_as_people_name_them(tmp_path: Path) -> None:
     assert model_name(EngineConfig(transformer=str(cached / "transformer"))) == "Krea-2-Turbo"
 
 
+def test_a_merged_lora_has_the_name_of_its_folder_or_repository_where_its_files_says_nothing(tmp_path: Path) -> None:
+    cached = tmp_path / "models--owner--ink" / "snapshots" / "1a2b"
+    files = [cached / "adapter_model.safetensors", tmp_path / "oil" / "pytorch_lora_weights.safetensors"]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.symlink_to(LORA)
+    given = (str(files[0]), str(tmp_path / "oil"), str(LORA))
+    described = made_with(EngineConfig(merge_loras=tuple((path, 1.0) for path in given))).described({})
+    assert [lora["name"] for lora in described["merged_loras"]] == ["ink", "oil", LORA.stem]
+
+
 def test_nothing_is_said_of_files_that_nobody_has_read_and_then_each_component_is(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(DEMO_CHECKPOINT, folder)
