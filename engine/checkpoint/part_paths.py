@@ -34,8 +34,8 @@ def find_parts(engine: EngineConfig) -> Parts:
     """Find where each part is. A file that is the model is each part that it holds and that is not given beside it; of
     its header is read what it holds.
 
-    Raises `ArgumentError` for parts given nowhere or a transformer given twice, and `CheckpointError` if `model` does
-    not exist, is damaged, or is a folder without a model_index.json.
+    Raises `ArgumentError` for parts given nowhere or a model of which nothing is taken, and `CheckpointError` if
+    `model` does not exist, is damaged, or is a folder without a model_index.json.
     """
     paths = {part: Path(value) for part in PARTS if (value := getattr(engine, part)) is not None}
     repository = engine.demo
@@ -48,12 +48,14 @@ def find_parts(engine: EngineConfig) -> Parts:
                 raise no_checkpoint(model)
         elif not isfile(model):
             raise CheckpointError.of(model, "there is no such folder or file")
-        elif "transformer" in paths:
-            raise ArgumentError.of("model", "a folder where transformer is given too", engine.model)
         else:
-            if len(paths) < len(PARTS) - 1:
+            if len(paths) < len(PARTS) - 1 or "transformer" in paths:
                 contents = parts_of(model)
-            paths = dict.fromkeys(("transformer", *contents), model) | paths
+            others = dict.fromkeys(contents, model)
+            if "transformer" in paths and not others.keys() - paths.keys():
+                allowed = "a folder, or a file of other parts, where transformer is given too"
+                raise ArgumentError.of("model", allowed, engine.model)
+            paths = {"transformer": model} | others | paths
             repository = repository_of(model)
             if repository is None and (beside := _tokenizer_beside(model)) is not None:
                 paths.setdefault("tokenizer", beside)

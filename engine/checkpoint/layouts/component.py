@@ -18,12 +18,13 @@ from engine.checkpoint.layouts import names
 from engine.checkpoint.layouts.belonging import Ambiguous, belonging, called, held
 from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.checkpoint.layouts.other_models import other_model
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, printable, shortened
 
 _NOT_HELD = {
     "text_encoder": ("is not the text encoder's", names.TEXT_ENCODER_SIGNATURE),
     "vae": ("is not the Qwen-Image VAE", names.VAE_SIGNATURE),
 }
+_LONGEST_PREFIX = 120  # characters of one that is told; what trainers stack is shorter
 _WAN_2_2_CHANNELS = 48
 _TABLE_ROWS = {"final_layer.scale_shift_table": 2}  # of the others: 6
 
@@ -117,7 +118,7 @@ def _open(path: Path, component: str, stem: str) -> tuple[TensorFile, dict[str, 
             "holds a LoRA beside the weights that it changes; merge it into them first (PEFT's merge_and_unload), or "
             "give it as a file of its own, as lora",
         )
-    after = f" after {own.prefix}" if own.prefix else ""
+    after = f" after {shortened(printable(own.prefix), _LONGEST_PREFIX)}" if own.prefix else ""
     if own.training:
         after += f", without {own.training} tensor{'' if own.training == 1 else 's'} of its training"
     return file, {short: stored[name] for short, name in own.names.items()}, _After(own.prefix, after)

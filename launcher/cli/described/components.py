@@ -65,7 +65,8 @@ def describe_file(path: Path) -> str:
         parts.append(f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n  {variant}{numbers:,} parameters")
     if parts:
         listed = "\n".join(parts)
-        return f"{listed} in {megabytes(path.stat().st_size)}; more is said if the other parts are given"
+        size, more = megabytes(path.stat().st_size), "more is said if the other parts are given"
+        return f"{listed} in {size}; {more}" if len(parts) == 1 else f"{listed}\n{size} together; {more}"
     if is_lora(names):
         raise CheckpointError.of(path, f"is a LoRA; give it beside a model: krea2 info --lora {path}")
     other = other_model(names, metadata)

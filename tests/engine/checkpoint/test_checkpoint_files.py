@@ -150,7 +150,7 @@ def test_a_single_file_as_model_without_a_folder_needs_the_other_parts(single: d
 
 
 def test_two_transformers_are_refused(single: dict[str, str]) -> None:
-    with pytest.raises(ArgumentError, match="model must be a folder where transformer is given too"):
+    with pytest.raises(ArgumentError, match="model must be a folder, or a file of other parts, where "):
         open_config(model=single["transformer"], transformer=single["transformer"])
 
 

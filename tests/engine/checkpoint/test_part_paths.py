@@ -46,6 +46,10 @@ def test_one_file_is_every_part_that_it_holds(
     parts = find_parts(EngineConfig(model=str(file), vae=single["vae"]))
     assert parts.paths["vae"] == Path(single["vae"])
     assert parts.paths["text_encoder"] == file
+    parts = find_parts(EngineConfig(model=str(file), transformer=single["transformer"]))
+    assert [part for part, path in parts.paths.items() if path == file] == ["text_encoder", "vae"]
+    with pytest.raises(ArgumentError, match="model must be a folder, or a file of other parts, where transformer is "):
+        open_config(model=str(file), **single)
 
 
 def test_one_files_tokenizer_is_given_or_lies_beside_it(all_in_one: Path, turbo: Path, tmp_path: Path) -> None:

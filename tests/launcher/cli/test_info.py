@@ -146,6 +146,7 @@ def test_a_file_of_all_parts_is_told_part_by_part(tmp_path: Path) -> None:
     file = save(tensors, tmp_path / "everything.safetensors")
     assert is_lone_file(EngineConfig(model=str(file)))
     lines = describe_file(file).splitlines()
+    assert lines.pop().endswith(" MB together; more is said if the other parts are given")
     assert [line for line in lines if not line.startswith(" ")] == [
         f"Krea 2's {part}: {file}" for part in ("transformer", "text encoder", "vae")
     ]

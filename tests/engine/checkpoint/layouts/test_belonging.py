@@ -176,3 +176,11 @@ def test_gguf_files_and_shards_have_prefixes_too(turbo: Path, tmp_path: Path) ->
     component = open_transformer(tmp_path / "model-00002-of-00002.safetensors")
     assert_same(component, original)
     assert component.layout == "native names after module.net."
+
+
+def test_a_prefix_of_any_characters_is_told_in_one_short_line(turbo: Path, tmp_path: Path) -> None:
+    tensors = prefixed("\n\x1b[31m" + 300 * "x" + ".", load_vae(turbo))
+    component = open_vae(save(tensors, tmp_path / "vae.safetensors"))
+    assert_same(component, load_vae(turbo))
+    assert component.layout.isprintable()
+    assert len(component.layout) < 200
