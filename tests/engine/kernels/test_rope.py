@@ -215,15 +215,21 @@ def test_heads_are_laid_out_for_the_ranks_that_get_them(
 
 
 @pytest.mark.parametrize("triton", [False, True])
-@pytest.mark.parametrize("ranks", [0, 2])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("which", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    ("which", "dtype", "ranks"),
+    [
+        ((True, True), torch.float32, 0),
+        ((True, False), torch.bfloat16, 0),
+        ((True, True), torch.bfloat16, 2),
+        ((False, True), torch.float32, 2),
+    ],
+)
 def test_weights_by_segment_are_each_segments(
     which: tuple[bool, bool], dtype: torch.dtype, ranks: int, triton: bool, device: torch.device
 ) -> None:
-    """As if each segment were alone with its weights; one that lies before others may be empty."""
+    """As if each segment were alone with its weights; one may be empty."""
     device = device if triton else CPU
-    head_dim, lengths = 16, (2, 0, 1, 3)
+    head_dim, lengths = 16, (1, 0, 2)
     packing = Packing(lengths, device)
     columns = [count * head_dim for count in (4, 2, 2)]
     packed = torch.randn(sum(lengths), sum(columns)).to(device, dtype)

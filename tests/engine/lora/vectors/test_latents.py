@@ -144,18 +144,20 @@ def run(
     return rank_groups.run_jobs(turbo, jobs, adapters=adapters, **mode)
 
 
-@pytest.mark.parametrize("mode", MODES)
+# At tp 2, `test_parallel_steps` holds what one rank makes, which is held here, in the fast run.
+@pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=pytest.mark.slow) if mode == "tp 2" else mode for mode in MODES]
+)
 def test_latents_are_those_of_diffusers_and_those_of_others_stay(
     turbo: Path, rank_groups: RankGroups, like_kroma: Expected, of_any_form: Expected, mode: str
 ) -> None:
     files = [like_kroma, of_any_form]
     (plain,) = run(rank_groups, turbo, [], [()])
-    loras = [(), ((0, STRENGTH),), ((1, STRENGTH),), ()]
-    before, first, second, after = run(rank_groups, turbo, files, loras, **MODES[mode])
+    loras = [((0, STRENGTH),), (), ((1, STRENGTH),)]
+    first, between, second = run(rank_groups, turbo, files, loras, **MODES[mode])
     for expected, picture in zip(files, (first, second), strict=True):
         assert relative_error(picture.latents, expected.latents) <= TOLERANCE
-    for picture in (before, after):
-        assert relative_error(picture.latents, plain.latents) <= BATCH_TOLERANCE
+    assert relative_error(between.latents, plain.latents) <= BATCH_TOLERANCE
     if not MODES[mode]:
         (alone,) = run(rank_groups, turbo, files, [((1, STRENGTH),)])
         assert relative_error(alone.latents, second.latents) <= BATCH_TOLERANCE
