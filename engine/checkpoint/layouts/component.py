@@ -17,7 +17,7 @@ from engine.checkpoint.files.stored import Reshaped, StoredTensor, TensorFile
 from engine.checkpoint.layouts import names
 from engine.checkpoint.layouts.belonging import Ambiguous, belonging, called, held
 from engine.checkpoint.layouts.encodings import stored_tensors
-from engine.checkpoint.layouts.other_models import other_model
+from engine.checkpoint.layouts.other_models import language_model, other_model
 from engine.errors import CheckpointError, printable, shortened
 
 _NOT_HELD = {
@@ -26,6 +26,7 @@ _NOT_HELD = {
 }
 _LONGEST_PREFIX = 120  # characters of one that is told; what trainers stack is shorter
 _WAN_2_2_CHANNELS = 48
+_QWEN3_NORMS = ("q_norm.weight", "attn_q_norm.weight")  # which Qwen2.5-VL and others do not have
 _TABLE_ROWS = {"final_layer.scale_shift_table": 2}  # of the others: 6
 
 
@@ -71,6 +72,9 @@ def open_text_encoder(path: Path) -> Component:
     """Open the language model of Qwen3-VL, in transformers' names under any prefix, or in llama.cpp's. See
     `open_transformer` for path and errors; vision and the output head are left out."""
     file, stored, after = _open(path, "text_encoder", "model")
+    if not any(name.endswith(_QWEN3_NORMS) for name in stored):
+        problem = f"is not Krea 2's text encoder, Qwen3-VL-4B-Instruct: it is {language_model(file.metadata)}"
+        raise CheckpointError.of(file.path, problem, expected=f"tensors whose names end with {_QWEN3_NORMS[0]}")
     if names.LLAMA_SIGNATURE in stored:
         stored.pop("output.weight", None)
         return _component(

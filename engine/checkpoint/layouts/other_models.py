@@ -30,9 +30,19 @@ _LONGEST = 40  # characters
 
 def other_model(names: Collection[str], metadata: Mapping[str, str]) -> str | None:
     """Return what these tensors are of, for people; None if that is not known. metadata: of the file."""
-    architecture = metadata.get(_ARCHITECTURE, "")[:_LONGEST]
-    said = "" if architecture in _SAYS_NOTHING else f" ({_ARCHITECTURE} {architecture})"
+    said = _architecture(metadata)
     for part, model in _PARTS.items():
         if any(part in name for name in names):
             return model + said
     return f"another model{said}" if said else None
+
+
+def language_model(metadata: Mapping[str, str]) -> str:
+    """Return what a language model is that has not what Krea 2's text encoder has. metadata: of the file."""
+    return "another language model" + (_architecture(metadata) or ", such as Qwen2.5-VL")
+
+
+def _architecture(metadata: Mapping[str, str]) -> str:
+    """What a GGUF file calls its architecture, for people; empty if it says nothing."""
+    architecture = metadata.get(_ARCHITECTURE, "")[:_LONGEST]
+    return "" if architecture in _SAYS_NOTHING else f" ({_ARCHITECTURE} {architecture})"

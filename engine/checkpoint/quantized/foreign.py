@@ -26,7 +26,7 @@ _FORMS = (
     _Form("GPTQ", frozenset({"qweight", "g_idx"})),
     _Form("AWQ", frozenset({"qweight", "qzeros"})),
     _Form("nunchaku, GPTQ or AWQ", frozenset({"qweight"})),
-    _Form("compressed-tensors with packed integers", frozenset({"weight_packed"})),
+    _Form("compressed-tensors with packed weights", frozenset({"weight_packed"})),
     _Form("SDNQ", frozenset({"svd_up"})),
     _Form("SDNQ", frozenset({"zero_point"})),
     _Form("MLX", frozenset({"scales", "biases"})),

@@ -170,6 +170,15 @@ def test_another_models_transformer_is_refused_with_what_it_is_or_lacks(tmp_path
     assert message == f"is no Krea 2 transformer: {model}"
 
 
+def test_another_language_model_is_no_text_encoder(tmp_path: Path) -> None:
+    names = ("embed_tokens.weight", "layers.0.self_attn.q_proj.weight", "layers.0.self_attn.q_proj.bias")
+    other = {f"model.{name}": torch.zeros(8, 8) for name in names}
+    message = refusal(open_text_encoder, save(other, tmp_path / "other.safetensors"))
+    assert message.startswith(
+        "is not Krea 2's text encoder, Qwen3-VL-4B-Instruct: it is another language model, such as"
+    )
+
+
 def test_a_gguf_file_of_another_model_is_refused_with_its_architecture(tmp_path: Path) -> None:
     for architecture, said in (("flux", " (general.architecture flux)"), ("pig", "")):
         writer = GGUFWriter(tmp_path / architecture, architecture)

@@ -103,7 +103,7 @@ def test_scales_of_other_kinds_are_refused(kind: str) -> None:
         (("qweight", "wscales", "smooth_factor", "proj_down", "proj_up"), "nunchaku (SVDQuant)"),
         (("qweight", "qzeros", "scales", "g_idx"), "GPTQ"),
         (("qweight", "qzeros", "scales"), "AWQ"),
-        (("weight_packed", "weight_scale", "weight_shape"), "compressed-tensors with packed integers"),
+        (("weight_packed", "weight_scale", "weight_shape"), "compressed-tensors with packed weights"),
         (("weight", "scale"), "SDNQ"),
         (("weight", "scale", "zero_point", "svd_up", "svd_down"), "SDNQ"),
         (("weight", "scales", "biases"), "MLX"),
