@@ -19,6 +19,7 @@ from bench.verify.judging import Check
 from bench.verify.oracle import loading
 from bench.verify.report import Verified
 from bench.verify.subject.models import Model, find_models
+from bench.verify.subject.paths import check_paths
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.checkpoint.convert.convert import convert
 from engine.config.components import TransformerConfig
@@ -266,3 +267,10 @@ def test_too_little_memory_is_told_before_anything_is_loaded(
 def test_the_demo_is_both_of_its_checkpoints() -> None:
     found = [(model.name, model.variant) for model in find_models(["demo", "demo-raw"])]
     assert found == [("demo-turbo", "Turbo"), ("demo-raw", "Raw")]
+
+
+def test_repositories_and_their_revisions_are_left_to_be_looked_for() -> None:
+    check_paths(["krea/Krea-2-Turbo", "krea/Krea-2-Turbo@v1", "krea/Krea-2-Turbo@refs/pr/1"])
+    for name in ("krea/Krea-2-Turbo@", "krea/turbo.safetensors", "./krea/Krea-2-Turbo", "a/b/c"):
+        with pytest.raises(ArgumentError, match="there is no such folder"):
+            check_paths([name])
