@@ -38,21 +38,21 @@ def find_lora(path: str, *, most_bytes: int) -> str:
 
 def _cached(name: HubName) -> Path | None:
     """The file in the cache, if there is no other in its repository that may be meant, as far as the cache knows."""
-    file = _file_in_cache(name)
-    if file is None or not file.exists():
+    folder, file = _place_in_cache(name)
+    if folder is None or not (folder / file).exists():
         return None
-    config = _config(name.file or file.name)
-    return None if _is_peft(file) and cached(name, [escape(config)]) is None else file
+    return None if _is_peft(folder / file) and cached(name, [escape(_config(file))]) is None else folder / file
 
 
-def _file_in_cache(name: HubName) -> Path | None:
+def _place_in_cache(name: HubName) -> tuple[Path | None, str]:
+    """The folder of a repository's files, and the file in it that is meant; no folder if there is no such file."""
     for wanted in _PREFERRED if name.file is None else (name.file,):
         folder = cached(name, [escape(wanted)])
         if folder is None or name.file is not None or (folder / wanted).exists():
-            return None if folder is None else folder / wanted
+            return folder, wanted
     folder = cached(name, [f"*{_SUFFIX}"])
-    files = [] if folder is None else [*folder.rglob(f"*{_SUFFIX}")]
-    return files[0] if len(files) == 1 else None
+    files = [] if folder is None else [file.relative_to(folder).as_posix() for file in folder.rglob(f"*{_SUFFIX}")]
+    return (folder, files[0]) if len(files) == 1 else (None, "")
 
 
 def _download(name: HubName, given: str, most_bytes: int) -> Path:
@@ -61,7 +61,7 @@ def _download(name: HubName, given: str, most_bytes: int) -> Path:
         sizes = {file.rfilename: file.size or 0 for file in found.siblings or ()}
         file = _choose(name, sizes, given)
         if sizes[file] > most_bytes:
-            raise refusal(given, "lora", f"{file} must be at most {most_bytes} bytes, and has {sizes[file]}")
+            raise refusal(given, "lora", f"{printable(file)} must be at most {most_bytes} bytes, and has {sizes[file]}")
         licence = getattr(found.card_data, "license", None)
         called = f", {printable(licence[:_LONGEST_LICENCE])}" if isinstance(licence, str) else ""
         print(
