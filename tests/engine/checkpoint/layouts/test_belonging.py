@@ -164,6 +164,31 @@ def test_what_a_header_says_of_layers_fits_under_every_prefix(turbo: Path, tmp_p
         assert torch.equal(values(component)["transformer_blocks.0.attn.to_q.weight"], expected)
 
 
+def test_a_quantised_all_in_one_file_has_marks_of_each_part(turbo: Path, tmp_path: Path) -> None:
+    """As the published ones: ComfyUI's marks are tensors beside the weights, of the text encoder's too."""
+    parts = {
+        "model.diffusion_model.": (native_transformer(load_transformer(turbo)), "blocks.0.attn.wq"),
+        "text_encoders.qwen3vl_4b.transformer.model.": (
+            language_model(load_text_encoder(turbo)),
+            "layers.0.self_attn.q_proj",
+        ),
+    }
+    mark = torch.frombuffer(bytearray(json.dumps({"format": "int8_tensorwise"}).encode()), dtype=torch.uint8)
+    everything = prefixed("vae.", wan_vae(load_vae(turbo), RES_BLOCKS))
+    expected = []
+    for prefix, (tensors, layer) in parts.items():
+        scale = tensors[f"{layer}.weight"].abs().amax() / 127
+        whole = (tensors[f"{layer}.weight"] / scale).round()
+        expected.append(whole * scale)
+        own = {"weight": whole.to(torch.int8), "weight_scale": scale, "comfy_quant": mark}
+        everything |= prefixed(prefix, tensors) | prefixed(f"{prefix}{layer}.", own)
+    file = save(everything, tmp_path / "everything.safetensors")
+    found = values(open_transformer(file))["transformer_blocks.0.attn.to_q.weight"]
+    assert torch.equal(found, expected[0])
+    assert torch.equal(values(open_text_encoder(file))["layers.0.self_attn.q_proj.weight"], expected[1])
+    assert_same(open_vae(file), load_vae(turbo))
+
+
 def test_gguf_files_and_shards_have_prefixes_too(turbo: Path, tmp_path: Path) -> None:
     original = load_transformer(turbo)
     tensors = prefixed("module._orig_mod.net.", native_transformer(original))
