@@ -146,7 +146,9 @@ def _stored(
             return scaled.Fp8Cast(file, name, full_precision=full_precision)
         if dtype in _INTEGERS and name.endswith(".weight"):
             problem = "is quantised, but neither the header nor a comfy_quant tensor says how"
-            if (method := foreign.quantization_method(file)) is not None:
+            if "weight_scale_2" in companions:
+                problem = "is quantised to NVFP4 as ModelOpt writes it, without a mark of ComfyUI's, which is not read"
+            elif (method := foreign.quantization_method(file)) is not None:
                 problem = f"is quantised by {method}, as the config.json beside it says, in a form that is not read"
             expected = f"a download in {foreign.READABLE}"
             raise CheckpointError.of(file.path, problem, name=name, expected=expected, found=f"{dtype} {shape}")

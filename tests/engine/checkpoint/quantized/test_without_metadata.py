@@ -83,6 +83,11 @@ def test_integers_without_metadata_are_refused(dtype: torch.dtype) -> None:
     )
 
 
+def test_nvfp4_without_metadata_is_named() -> None:
+    tensors = layer("a", torch.uint8, weight_scale=torch.ones(4, 8).to(FP8), weight_scale_2=torch.ones(()))
+    assert refusal(tensors).startswith("a.weight: is quantised to NVFP4 as ModelOpt writes it, without a mark")
+
+
 def test_scales_of_a_weight_that_is_not_quantised_are_refused() -> None:
     message = refusal(layer("a", torch.bfloat16, weight_scale=torch.ones(())))
     assert message == "a.weight_scale: is for a quantised weight, and a.weight is not"
