@@ -31,6 +31,7 @@ _FORMS = (
     _Form("SDNQ", frozenset({"zero_point"})),
     _Form("MLX", frozenset({"scales", "biases"})),
     _Form("torchao", frozenset({"_weight_qdata"})),
+    _Form("torchao", frozenset({"weight:qdata"})),
     _Form("optimum-quanto in 2 or 4 bits", frozenset({"_shift"})),
     _Form("HQQ", frozenset({"W_q"})),
     _Form("ModelOpt with its quantisers", frozenset({"_amax"})),
@@ -60,7 +61,7 @@ def refuse(file: TensorFile) -> None:
 def quantization_method(file: TensorFile) -> str | None:
     """Return what the config.json beside a file says of how it was quantised; None if there is none that says it."""
     config = _quantization_config(file)
-    return None if config is None else str(config.get("quant_method", "without a quant_method"))[:_LONGEST]
+    return None if config is None else str(config.get("quant_method", "a method without a name"))[:_LONGEST]
 
 
 def refuse_by_config(file: TensorFile) -> None:

@@ -27,7 +27,14 @@ FORMATS = (
 _ALWAYS_ROTATED = (W4A4, W4A8)
 _WITH_BLOCKS = (INT8_BLOCKS, FLOAT8_BLOCKS, W4A8)  # of which `group_size` says how large they are
 
-_OPTIONS = ("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult", "group_size", "awq")
+# What else writers of int4 say, and all that is read of it: other values mean other bytes, or tensors beside them.
+_INT4 = {"bits": 4, "packing": "signed_low_high", "stabilizer_rank": 0}
+_WIDTHS = ("in_features", "padded_in_features")
+
+_OPTIONS = (
+    *("format", "convrot", "convrot_groupsize", "full_precision_matrix_mult", "group_size", "awq"),
+    *(*_INT4, *_WIDTHS),
+)
 _Options = dict[str, Any]
 
 
@@ -76,6 +83,11 @@ def _parse(fields: JsonFields) -> QuantizationMetadata:
         raise CheckpointError.of(fields.file, problem, name=name, expected=f"one of {', '.join(FORMATS)}", found=found)
     if fields.boolean("awq", False):  # columns were divided by factors that are kept elsewhere
         raise fields.error("awq", "false", True)
+    if format == INT4:
+        for option, read in _INT4.items():
+            fields.expect(option, read, default=read)
+        if all(map(fields.has, _WIDTHS)):
+            fields.expect(_WIDTHS[1], fields.values[_WIDTHS[0]])
     group = fields.integer("convrot_groupsize", 256, least=4, most=_LARGEST_GROUP)
     if group.bit_count() != 1 or group.bit_length() % 2 == 0:
         raise fields.error("convrot_groupsize", f"a power of 4 up to {_LARGEST_GROUP}", group)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from engine.checkpoint.layouts.encodings import stored_tensors
+from engine.checkpoint.quantized.metadata import read_quantization_metadata
 from tests.engine.checkpoint.files.memory_file import MemoryFile
 from tests.engine.checkpoint.quantized.formats import (
     FORMAT_FP8,
@@ -145,6 +146,26 @@ def test_one_format_for_the_whole_file() -> None:
 )
 def test_damaged_metadata_in_the_header_is_refused(text: str, message: str) -> None:
     assert refusal(INT8_LAYER, {"_quantization_metadata": text}).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "other"),
+    [
+        ("bits", 4, 8),
+        ("packing", "signed_low_high", "signed_high_low"),
+        ("stabilizer_rank", 0, 16),
+        ("padded_in_features", 256, 512),
+    ],
+)
+def test_int4_that_is_packed_otherwise_is_refused(option: str, value: object, other: object) -> None:
+    said = {"format": "int4_tensorwise", "in_features": 256}
+    for each, is_read in ((value, True), (other, False)):
+        text = json.dumps({"layers": {"blocks.0.a": said | {option: each}}})
+        if is_read:
+            read_quantization_metadata(MemoryFile(INT8_LAYER, {"_quantization_metadata": text}), {"blocks.0.a"})
+        else:
+            message = refusal(INT8_LAYER, {"_quantization_metadata": text})
+            assert message.startswith(f"blocks.0.a: {option}: has a value that does not fit, expected")
 
 
 @pytest.mark.parametrize("group", [0, -4, 1, 2, 8, 32, 100, 4**7, 10**30, 16.0, "16", True])

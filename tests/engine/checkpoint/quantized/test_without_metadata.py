@@ -113,6 +113,7 @@ def test_scales_of_other_kinds_are_refused(kind: str) -> None:
         (("weight", "scale", "zero_point", "svd_up", "svd_down"), "SDNQ"),
         (("weight", "scales", "biases"), "MLX"),
         (("_weight_qdata", "_weight_scale"), "torchao"),
+        (("weight:qdata", "weight:scale"), "torchao"),
         (("weight._data", "weight._scale", "weight._shift"), "optimum-quanto in 2 or 4 bits"),
     ],
 )
