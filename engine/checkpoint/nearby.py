@@ -14,14 +14,14 @@ INDEX = "model_index.json"
 _TENSOR_FILES = (".safetensors", ".gguf")
 # How far is looked: a cache of Hugging Face has its checkpoints three folders down.
 _MOST_FOLDERS, _DEPTH, _MOST_SHOWN = 2000, 3, 6
-_LIKE_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_LIKE_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(?:@.+)?")
 
 
 def no_checkpoint(folder: Path) -> CheckpointError:
     """Make the error of a folder in which there is no model_index.json."""
     folders = list(islice(_folders(folder), _MOST_FOLDERS))
     checkpoints = [each for each in folders if os.path.isfile(each / INDEX)]
-    files = sorted(file for suffix in _TENSOR_FILES for file in folder.glob(f"*{suffix}"))
+    files = _tensor_files(folder) or [file for each in folders for file in _tensor_files(each)]
     advice = "a model is a folder that has one, a transformer's file, the name of a Hugging Face repository, or demo"
     if checkpoints:
         advice = f"give one of the checkpoints in it: {_listed(checkpoints)}"
@@ -31,6 +31,10 @@ def no_checkpoint(folder: Path) -> CheckpointError:
     if _LIKE_REPOSITORY.fullmatch(str(folder)) and not folder.is_absolute():
         taken = "; a folder here goes before a Hugging Face repository of the same name"
     return CheckpointError.of(folder, f"is no checkpoint, for there is no {INDEX} in it; {advice}{taken}")
+
+
+def _tensor_files(folder: Path) -> list[Path]:
+    return sorted(file for suffix in _TENSOR_FILES for file in folder.glob(f"*{suffix}"))
 
 
 def _folders(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:

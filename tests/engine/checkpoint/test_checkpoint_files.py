@@ -215,6 +215,10 @@ def test_a_folder_that_is_no_checkpoint_says_what_is_in_it(turbo: Path, tmp_path
         return error.value.message.partition("; ")[2]
 
     assert refusal(str(tmp_path)).startswith("a model is a folder that has one, a transformer's file, ")
+    for name in ("vae/wan.safetensors", "text_encoders/qwen.safetensors"):  # ComfyUI's folder of models
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    assert refusal(str(tmp_path)).endswith(f"{tmp_path}/text_encoders/qwen.safetensors, {tmp_path}/vae/wan.safetensors")
     (tmp_path / "b.safetensors").touch()
     (tmp_path / "a.gguf").touch()
     files = f"{tmp_path}/a.gguf, {tmp_path}/b.safetensors"
@@ -224,7 +228,9 @@ def test_a_folder_that_is_no_checkpoint_says_what_is_in_it(turbo: Path, tmp_path
     listed = ", ".join(f"{tmp_path}/org/name/{number}" for number in range(6))
     assert refusal(str(tmp_path)) == f"give one of the checkpoints in it: {listed} and 2 more"
     with contextlib.chdir(tmp_path):
-        assert refusal("org/name").endswith("; a folder here goes before a Hugging Face repository of the same name")
+        Path("org/name@v2").mkdir()
+        for folder in ("org/name", "org/name@v2"):
+            assert refusal(folder).endswith("; a folder here goes before a Hugging Face repository of the same name")
 
 
 def test_a_missing_image_sequence_length_is_the_pipelines_not_the_schedulers(turbo: Path, tmp_path: Path) -> None:
