@@ -4,6 +4,7 @@ what is wrong."""
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def files(draw: st.DrawFn) -> MemoryFile:
         elif change == "option" and isinstance(blob, dict):
             blob[draw(st.sampled_from(OPTIONS))] = draw(values)
         elif change == "blob":
-            blob = draw(values)
+            blob = deepcopy(draw(values))  # which may be changed next
         elif change == "header":
             header[draw(st.sampled_from(("a", "b.a", "", "last.down")))] = draw(
                 st.one_of(values, st.dictionaries(st.sampled_from(OPTIONS), values))
