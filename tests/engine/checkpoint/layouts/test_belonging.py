@@ -79,7 +79,7 @@ def test_an_all_in_one_file_is_read_under_every_savers_names(
 def test_wrappers_around_single_modules_are_left_out_of_names(turbo: Path, tmp_path: Path) -> None:
     """As torch.compile, FSDP and activation checkpointing put them there."""
     original = load_transformer(turbo)
-    for wrapper in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module._orig_mod"):
+    for wrapper in ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module._orig_mod", "block"):
         named = {
             name.replace("blocks.0.", f"blocks.0.{wrapper}.").replace("attn.wq.", f"attn.wq.{wrapper}."): tensor
             for name, tensor in prefixed("_orig_mod.", native_transformer(original)).items()
