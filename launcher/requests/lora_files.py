@@ -17,7 +17,7 @@ from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, CheckpointError, LoraError, printable
 from engine.lora.files import AdapterFile, open_adapter
-from engine.lora.folders import file_in
+from engine.lora.folders import PEFT_CONFIG, file_in
 from launcher.hub.loras import find_lora
 from launcher.hub.names import HubName
 from launcher.messages.configs import FrontendConfig, LoraFile
@@ -127,8 +127,8 @@ def open_lora(path: str, model: ModelConfig, *, lenient: bool, values: bool = Tr
 
 
 def path_inside(folder: str, path: str) -> str:
-    """Resolve what a client may load: one of `DEMO_LORAS`, or a file in the folder, or in one that this holds, that no
-    link leads out of. The file keeps the name that it has there, beside which its config lies.
+    """Resolve what a client may load: one of `DEMO_LORAS`, or a file in the folder, or in one that this holds, of which
+    neither it nor the config beside it is a link that leads out. The file keeps the name that it has there.
 
     Raises `ArgumentError`, and `LoraError` for a folder without a LoRA, which tell nothing of what lies outside.
     """
@@ -146,7 +146,8 @@ def path_inside(folder: str, path: str) -> str:
                 file = file_in(given)
             except LoraError as error:
                 raise LoraError(error.message.replace(printable(given), printable(path))) from None
-            if _is_inside(root, str(file)) and os.path.realpath(file) != root:
+            beside = str(file.parent / PEFT_CONFIG)
+            if all(_is_inside(root, read) for read in (str(file), beside)) and os.path.realpath(file) != root:
                 return os.path.join(os.path.realpath(file.parent), file.name)
     raise ArgumentError.of("path", _INSIDE, path)
 

@@ -127,6 +127,20 @@ def test_a_file_that_is_too_large_is_not_read(
             open_lora(path, demo, lenient=False)
 
 
+def test_no_config_is_read_outside_of_the_folder(tmp_path: Path) -> None:
+    file = write_adapter(tmp_path / "loras" / "ink" / "adapter_model.safetensors")
+    (tmp_path / "config.json").write_text('{"lora_alpha": 8}')
+    config = file.parent / "adapter_config.json"
+    config.symlink_to(tmp_path / "config.json")
+    for path in ("ink", "ink/adapter_model.safetensors"):
+        with pytest.raises(ArgumentError, match="path must be relative to the server's --lora-dir"):
+            path_inside(str(tmp_path / "loras"), path)
+    config.unlink()
+    config.symlink_to("../config.json")
+    (tmp_path / "config.json").rename(tmp_path / "loras" / "config.json")
+    assert path_inside(str(tmp_path / "loras"), "ink") == str(file)
+
+
 def test_clients_are_told_that_repositories_are_for_the_start(tmp_path: Path) -> None:
     for path in ("someone/ink", "someone/ink@v1/b/ink.safetensors"):
         with pytest.raises(ArgumentError, match="Face's repositories, the server loads those of --lora when it starts"):
