@@ -6,6 +6,7 @@ It is alpha / rank (arXiv 2106.09685, section 4.1), and each trainer writes alph
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
@@ -30,6 +31,8 @@ EXPONENTS: dict[str, tuple[str, int]] = {
     "F8_E5M2": ("u1", 0x7C),
     "F8_E4M3": ("u1", 0x7F),  # its mantissa's too: there is no infinity
 }
+# Of alphas: trainers that are given a whole number may write it as one.
+INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 _HEADERS_CONFIG = "lora_adapter_metadata"
 # What a header says itself, as text. Krea's trainer has the first of each, and a factor `lora_scale` (docs/
 # lora_conversion.md of github.com/krea-ai/krea-2). Kohya's ss_network_alpha does not count: its files have tensors,
@@ -159,9 +162,11 @@ class Alphas:
         return float(value)
 
     def _read(self, name: str) -> float:
-        kind, _ = EXPONENTS[self._file.headers[name].dtype]
-        bits: np.ndarray = self._file.octets(name).view(kind)
         dtype = self._file.headers[name].dtype
+        if dtype in INTEGERS:
+            return float(self._file.octets(name).view(INTEGERS[dtype])[0])
+        kind, _ = EXPONENTS[dtype]
+        bits: np.ndarray = self._file.octets(name).view(kind)
         if dtype == "BF16":  # the upper half of a float32
             kind, bits = "<u4", bits.astype("<u4") << 16
         elif dtype == "F8_E5M2":  # the upper half of a float16
@@ -201,7 +206,7 @@ def _peft_config(file: TensorFile, groups: Mapping[str, Any]) -> tuple[Mapping[s
     # a config that belongs to another file of the folder must not change this one's strength
     config = file.path.parent / PEFT_CONFIG
     is_from_peft = file.path.name == PEFT_WEIGHTS or any(path.startswith("base_model.model.") for path in groups)
-    if config.exists() and (is_from_peft or safetensors_in(config.parent) == [file.path.name]):
+    if os.path.lexists(config) and (is_from_peft or safetensors_in(config.parent) == [file.path.name]):
         return read_json_object(config), PEFT_CONFIG
     return {}, ""
 

@@ -15,7 +15,7 @@ from engine.checkpoint.files.stored import TensorFile
 from engine.config.bounded_json import FILE_LIMITS
 from engine.config.model_config import ModelConfig
 from engine.errors import CheckpointError, LoraError, printable
-from engine.lora.alphas import EXPONENTS, Alphas
+from engine.lora.alphas import EXPONENTS, INTEGERS, Alphas
 from engine.lora.families import Change, Family, Misfit, family_of, family_of_vector, is_vector
 from engine.lora.folders import file_in
 from engine.lora.leftovers import complaint, describe_left_out, sort_out, unread_paths
@@ -77,6 +77,8 @@ class AdapterFile:
         """Reads every number once. Raises `LoraError` if one is NaN or infinite."""
         for name in dict.fromkeys(name for change in self.changes.values() for name in change.tensors.values()):
             header = self.file.headers[name]
+            if header.dtype in INTEGERS:
+                continue
             kind, exponent = EXPONENTS[header.dtype]
             size = math.prod(header.shape) * np.dtype(kind).itemsize
             for start in range(0, size, _CHECKED_AT_ONCE):
@@ -125,8 +127,9 @@ def _changes(
     assert layers is not None
     sources = tuple(names.layers[layer] for layer in layers)
     shapes = {role: file.headers[name].shape for role, name in tensors.items()}
-    for name in tensors.values():
-        if (dtype := file.headers[name].dtype) not in EXPONENTS:
+    for role, name in tensors.items():
+        dtype = file.headers[name].dtype
+        if dtype not in EXPONENTS and not (role == "alpha" and dtype in INTEGERS):
             problem = f"is stored as {dtype}, of which nothing says what it stands for"
             raise _error(file, f"{shorten(name)}: {problem}: use a download in F32, F16, BF16 or fp8")
     columns = sources[0].shape[-1]

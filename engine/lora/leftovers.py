@@ -38,6 +38,7 @@ _OTHER_MODELS = (  # by what only their names contain
     (("joint_blocks",), "Stable Diffusion 3"),
 )
 _MOST_LISTED = 3  # keys of a kind
+_MOST_TRIED = 100  # keys that are looked up as something else
 
 
 def unread_paths(keys: Iterable[str]) -> dict[str, str]:
@@ -73,6 +74,13 @@ def complaint(names: LayerNames, sorted_out: Mapping[str, Sequence[str]], *, som
     if sorted_out.keys() == {_TEXT_ENCODER} and some_resolve:
         what = f"changes the text encoder too ({shorten(keys[0])})"
         return f"{what}, which is not supported: lora_lenient leaves that out"
+    if not some_resolve and any(names.resolve(key.removesuffix(".weight")) for key in keys[:_MOST_TRIED]):
+        return "holds weights of Krea 2's transformer itself, no LoRA: it is to be given as transformer or model"
+    first = keys[:_MOST_TRIED]
+    larger = next((key for key in first if (split := split_key(key)) and names.is_of_another_block(split[0])), None)
+    if larger is not None:
+        what = f"is a LoRA for a model with more blocks than this one: it has {shorten(larger)}"
+        return f"{what}; use it with the model that it is for, such as krea/Krea-2-Turbo"
     if not some_resolve:
         what = f"none of its tensors, such as {shorten(keys[0])}, is for a layer of Krea 2"
         return f"is not a Krea 2 LoRA: {what}"

@@ -41,6 +41,7 @@ _FLAT_PREFIX = re.compile(r"(?:{})_".format("|".join(_PREFIXES)))
 _FLAT_STARTS = re.compile(r"(?:lora_unet|lora|lycoris)_+")
 # Of torch.compile, DDP, FSDP and activation checkpointing, Krea's own too: any part of a model may be wrapped.
 _WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![^._])(?:module|block))[._]")
+_BLOCK = re.compile(r"(?<=blocks[._])\d+(?=[._])")
 LONGEST_KEY = 300  # characters, several times that of any trainer: a hostile file's are not looked into
 
 
@@ -102,6 +103,11 @@ class LayerNames:
         while path not in self._table and (prefix := _FLAT_PREFIX.match(path)):
             path = path[prefix.end() :]
         return self._table.get(path)
+
+    def is_of_another_block(self, path: str) -> bool:
+        """Whether a path that names nothing would name a layer in the first block of its kind."""
+        path, blocks = _BLOCK.subn("0", path)
+        return blocks == 1 and self.resolve(path) is not None
 
     def closest(self, path: str) -> str | None:
         """Returns the name that is most like a path that names nothing."""

@@ -99,7 +99,11 @@ REFUSED = {
         "transformer_blocks.0.attn.to_qq.lora_A.weight (the closest layer is transformer_blocks.0.attn.to_q)",
     ),
     "a misspelt flat layer": (pair(QUERY) | pair("lora_unet_blocks_0_atn_wq"), "lora_unet_blocks_0_attn_wq)"),
-    "a block that there is not": (pair(QUERY) | pair("transformer_blocks.3.attn.to_q"), "for no layer of Krea 2"),
+    "a block that there is not": (
+        pair(QUERY) | pair("transformer.transformer_blocks.27.attn.to_q"),
+        "is a LoRA for a model with more blocks than this one: it has transformer.transformer_blocks.27.attn.to_q.lora",
+    ),
+    "no block that there is": (pair("lora_unet_blocks_27_attn_wq"), "is a LoRA for a model with more blocks"),
     "an unknown suffix": (pair(QUERY) | {f"{QUERY}.glora_a": torch.ones(1)}, "glora_a"),
     "PEFT's biases of B": (
         pair(QUERY) | {f"{QUERY}.lora_B.bias": torch.ones(128)},
@@ -111,7 +115,10 @@ REFUSED = {
     ),
     "kohya's text encoder keys": (pair(QUERY) | pair("lora_te1_layers_0_q_proj"), "changes the text encoder too"),
     "nothing": ({}, "is not a Krea 2 LoRA"),
-    "weights": ({"blocks.0.attn.wq.weight": torch.ones(SHAPE)}, "is not a Krea 2 LoRA"),
+    "weights": (
+        {"model.diffusion_model.blocks.0.attn.wq.weight": torch.ones(SHAPE)},
+        "holds weights of Krea 2's transformer itself, no LoRA",
+    ),
     "a LoRA of FLUX": (pair("transformer.single_transformer_blocks.0.proj_mlp"), "is a LoRA for FLUX"),
     "a LoRA of Qwen-Image": (
         pair("transformer.transformer_blocks.0.attn.to_q", 3072, 3072)
@@ -223,6 +230,14 @@ def test_values_that_are_not_finite_are_found(
 def test_alpha_of_any_dtype(tmp_path: Path, config: ModelConfig, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     tensors = pair(QUERY) | {f"{QUERY}.alpha": torch.full(shape, 1.5, dtype=dtype)}
     assert scale_of(open_adapter(write(tmp_path / "lora.safetensors", tensors), config)) == 0.75
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
+def test_alpha_may_be_an_integer(tmp_path: Path, config: ModelConfig, dtype: torch.dtype) -> None:
+    tensors = pair(QUERY) | {f"{QUERY}.alpha": torch.tensor(3, dtype=dtype)}
+    adapter = open_adapter(write(tmp_path / "lora.safetensors", tensors), config)
+    adapter.check_finite()
+    assert scale_of(adapter) == 1.5
 
 
 def scale_of(adapter: AdapterFile) -> float:

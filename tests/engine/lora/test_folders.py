@@ -65,6 +65,13 @@ def test_a_file_that_is_a_link_has_the_config_beside_the_link(tmp_path: Path, tu
         assert open_adapter(path, ModelConfig.from_folder(turbo)).changes[LAYER].scale == 2
 
 
+def test_a_config_that_is_not_where_its_link_leads_is_missed(tmp_path: Path, turbo: Path) -> None:
+    write(tmp_path / "adapter_model.safetensors", PAIR)
+    (tmp_path / "adapter_config.json").symlink_to("../blobs/2b")
+    with pytest.raises(LoraError, match=r"adapter_config\.json: the file is missing"):
+        open_adapter(tmp_path, ModelConfig.from_folder(turbo))
+
+
 def test_a_renamed_file_has_the_config_of_its_folder_if_it_is_alone_there(tmp_path: Path, turbo: Path) -> None:
     config = ModelConfig.from_folder(turbo)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 8}))
