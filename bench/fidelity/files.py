@@ -52,12 +52,13 @@ def _write_k_quants(checkpoint: CheckpointFiles, path: Path, qtype: str) -> None
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
+    from engine.checkpoint.convert.convert import is_table
     from engine.checkpoint.convert.k_blocks import SUPER_BLOCK
     from engine.checkpoint.convert.k_quants import quantize_k
     from engine.checkpoint.convert.writers import gguf_types, safetensors_writer
 
     tensors = checkpoint.components["transformer"].tensors
-    types = gguf_types({name: tensor.shape for name, tensor in tensors.items()}, qtype)
+    types = gguf_types({name: tensor.shape for name, tensor in tensors.items()}, qtype, set(filter(is_table, tensors)))
     with safetensors_writer(path, len(tensors)) as writer:
         for name, tensor in tensors.items():
             values = tensor.read(whole(tensor.shape))

@@ -16,7 +16,7 @@ from engine.kernels.jit import missing_for_kernels
 
 _FP8_CAPABILITY = (8, 9)  # the least compute capability that multiplies fp8
 # Of a GPU's memory (a part, but at least these bytes), what is left to what no plan counts: prompts' features that are
-# kept, workspaces and plans of the libraries, what the allocator loses by rounding.
+# kept, norms and tables as LoRAs make them, workspaces and plans of the libraries, what the allocator rounds up.
 _RESERVE_PART, _LEAST_RESERVE = 0.03, 500_000_000
 # How CUDA, Triton's loader, cuBLAS (of its handle, too), cuDNN before 9 and since, and torch's allocator on a CPU say
 # it where they do not raise torch's own error; and torch's convolutions, when there is no memory for the workspace of

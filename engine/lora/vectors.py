@@ -11,8 +11,9 @@ from engine.lora.deltas import read_delta, read_vector
 from engine.lora.families import Change, Family, product_shape
 from engine.lora.side_path import InForce, Loras
 
-# Segments of a batch for which values are kept until others come: up to 90 MB at the real size. A step of more takes so
-# long that it does not matter how long it takes to launch.
+# Segments of a batch for which values are kept until others come: up to 90 MB at the real size, which no adapter's
+# `bytes` count and what plans leave to small things has room for (`reserve_bytes`, `MemoryPlan`). A step of more takes
+# so long that it does not matter how long it takes to launch.
 _KEPT_SEGMENTS = 16
 
 

@@ -29,8 +29,8 @@ from engine.planning.step_memory import (
 from engine.planning.weight_bytes import WeightBytes
 
 # 1 / _UNCOUNTED_PART of a budget is left to what is not counted, 1 GB of 16: half of it to what torch allocates (its
-# rounding, the libraries' workspaces, CUDA graphs, kept text features and schedules), half to the device's context and
-# the libraries' code.
+# rounding, the libraries' workspaces, CUDA graphs, kept text features and schedules, norms and tables as LoRAs make
+# them), half to the device's context and the libraries' code.
 _UNCOUNTED_PART = 16
 _TILES = (128, 96, 64, SMALLEST_TILE)  # sides to choose from, in latent pixels
 

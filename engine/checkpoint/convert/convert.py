@@ -173,8 +173,9 @@ def _write_gguf(component: Component, file: Path, qtype: str, notes: Mapping[str
         return _whole(component.tensors[ours[native]]).reshape(shapes[native])
 
     shapes = {native: _native_shape(name, component.tensors[name]) for native, name in ours.items()}
-    write_gguf(file, shapes, qtype, read, notes)
-    others = describe_others(shapes, qtype)
+    tables = {native for native, name in ours.items() if is_table(name)}  # which ranks hold in float32 as well
+    write_gguf(file, shapes, qtype, read, notes, float32=tables)
+    others = describe_others(shapes, qtype, tables)
     return [] if others is None else [others]
 
 
@@ -210,6 +211,11 @@ def _write_shards(
 
 
 # ---- a tensor
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor of the transformer is a modulation table: these are small, and rounded in no file."""
+    return name.endswith(".scale_shift_table")
 
 
 def _whole(tensor: StoredTensor, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -258,8 +264,7 @@ def _native_names(component: Component, kind: str) -> dict[str, str]:
 
 def _native_shape(name: str, tensor: StoredTensor) -> tuple[int, ...]:
     """Modulation is flat in the blocks of native files."""
-    is_table = "blocks." in name and name.endswith(".scale_shift_table")
-    return (math.prod(tensor.shape),) if is_table else tuple(tensor.shape)
+    return (math.prod(tensor.shape),) if "blocks." in name and is_table(name) else tuple(tensor.shape)
 
 
 def _write_small_files(checkpoint: CheckpointFiles, folder: Path) -> None:

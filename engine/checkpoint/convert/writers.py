@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -101,18 +101,22 @@ class SafetensorsWriter:
         self._file.write(self._room.to_bytes(8, "little") + data.ljust(self._room))
 
 
-def gguf_types(shapes: Mapping[str, tuple[int, ...]], qtype: str) -> dict[str, str]:
+def gguf_types(shapes: Mapping[str, tuple[int, ...]], qtype: str, float32: Collection[str] = ()) -> dict[str, str]:
     """Return as what each tensor of these shapes is written, of `GGUF_TYPES`.
 
     Matrices as `qtype`; those whose columns a K-quant's blocks of 256 do not divide, as the type of blocks of 32 that
-    llama.cpp takes for it. Vectors, tensors of at most 1,024 elements and matrices that fit no block are F32.
+    llama.cpp takes for it. Those named in `float32`, vectors, tensors of at most 1,024 elements and matrices that fit
+    no block are F32.
     """
-    return {name: _type(shape, (qtype, _INSTEAD.get(qtype, qtype))) for name, shape in shapes.items()}
+    wanted = (qtype, _INSTEAD.get(qtype, qtype))
+    return {name: "F32" if name in float32 else _type(shape, wanted) for name, shape in shapes.items()}
 
 
-def describe_others(shapes: Mapping[str, tuple[int, ...]], qtype: str) -> str | None:
-    """Say how many matrices of these shapes do not become `qtype`, since its blocks do not fit, and what they are."""
-    matrices = [kind for name, kind in gguf_types(shapes, qtype).items() if _is_matrix(shapes[name])]
+def describe_others(shapes: Mapping[str, tuple[int, ...]], qtype: str, float32: Collection[str] = ()) -> str | None:
+    """Say how many matrices of these shapes do not become `qtype`, since its blocks do not fit, and what they are.
+    float32: as for `gguf_types`; these count for none."""
+    types = gguf_types(shapes, qtype)
+    matrices = [types[name] for name, shape in shapes.items() if _is_matrix(shape) and name not in float32]
     others = Counter(kind for kind in matrices if kind != qtype)
     if not others:
         return None
@@ -128,14 +132,16 @@ def write_gguf(
     qtype: str,
     read: Callable[[str], torch.Tensor],
     notes: Mapping[str, str] = {},
+    *,
+    float32: Collection[str] = (),
 ) -> None:
     """Write a GGUF file, by llama.cpp's own library, of the CPU tensors that `read` gives by name, one at a time, and
     with `notes` in its metadata.
 
-    qtype: of `GGUF_TYPES`; which tensors become that, `gguf_types` says. Raises as `written_whole`, before anything is
-    read if the disk has no room, and for numbers that a type cannot hold.
+    qtype: of `GGUF_TYPES`; which tensors become that, `gguf_types` says, which takes `float32`. Raises as
+    `written_whole`, before anything is read if the disk has no room, and for numbers that a type cannot hold.
     """
-    types = gguf_types(shapes, qtype)
+    types = gguf_types(shapes, qtype, float32)
     sizes = {name: _bytes(shape, types[name]) for name, shape in shapes.items()}
     _check_room(path, sum(sizes.values()))
     with written_whole(path) as temporary, closing(GGUFWriter(temporary, _ARCHITECTURE)) as writer:

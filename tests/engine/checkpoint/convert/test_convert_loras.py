@@ -15,8 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from engine.checkpoint.checkpoint_files import CheckpointFiles
+from engine.checkpoint.convert import writers
 from engine.checkpoint.convert.convert import convert, quantization_of
 from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.files.stored import whole
 from engine.checkpoint.merged_loras import MERGED_LORAS, merged_loras_entry, read_merged_loras
 from engine.config.engine_config import EngineConfig
 from engine.errors import ArgumentError, LoraError
@@ -29,7 +31,7 @@ from tests.oracle import Request, expected_latents, load_pipeline, relative_erro
 
 REQUEST = Request("a red circle on a blue background", width=64, height=64, steps=2)
 LORAS = ((0.25, 0), (-0.4, 1))  # strengths, and numbers of `files`
-BLOCK = "transformer_blocks.0.attn.to_q.weight"
+BLOCK, TABLE = "transformer_blocks.0.attn.to_q.weight", "final_layer.scale_shift_table"
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,28 @@ def test_what_was_rounded_is_not_rounded_once_more(
         ArgumentError, match=r"merge_loras would have to round .*, which the checkpoint has as .*, once m"
     ):
         written(layout, weights, transformer=str(file))
+
+
+def test_tables_are_rounded_in_no_file_so_that_what_loras_add_to_them_is_not(
+    turbo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writers, "_SMALL", 16)  # at the real size a table is larger than what stays float32 as small
+    native, stored, output = tmp_path / "native.safetensors", tmp_path / "stored.gguf", tmp_path / "merged.gguf"
+    with closing(CheckpointFiles.open(EngineConfig(model=str(turbo)))) as checkpoint:
+        convert(checkpoint, native, layout="native", weights="float32")
+    tensors = load_file(native)
+    writers.write_gguf(stored, {name: tuple(each.shape) for name, each in tensors.items()}, "Q8_0", tensors.__getitem__)
+    difference = torch.randn(tensors["last.modulation.lin"].shape) / 1000
+    lora = write(tmp_path / "table.safetensors", {"last.modulation.lin.diff": difference})
+    with opened(turbo, ((str(lora), 1.0),), quantization_of("gguf", "q8_0"), transformer=str(stored)) as checkpoint:
+        table = checkpoint.components["transformer"].tensors[TABLE]
+        assert table.format == "Q8_0"
+        expected = table.read(whole(table.shape))
+        convert(checkpoint, output, layout="gguf", weights="q8_0")
+    with closing(CheckpointFiles.open(EngineConfig(model=str(turbo), transformer=str(output)))) as checkpoint:
+        tensors = checkpoint.components["transformer"].tensors
+        assert torch.equal(tensors[TABLE].read(whole(table.shape)), expected)
+        assert tensors[BLOCK].format == "Q8_0"
 
 
 def test_what_was_rounded_is_made_floats_of_that_loras_are_added_to(

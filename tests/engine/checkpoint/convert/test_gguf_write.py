@@ -83,6 +83,7 @@ def test_k_quants_give_way_to_blocks_of_32_and_are_read_as_the_library_reads_the
 def test_what_becomes_what_was_asked_for_needs_no_words() -> None:
     assert describe_others({"a": (64, 256), "b": (256,), "c": (1, 12)}, "Q4_K") is None
     assert describe_others({"a": (64, 250)}, "BF16") is None
+    assert describe_others({"a": (64, 256), "table": (2, 1000)}, "Q4_K", {"table"}) is None
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf"), 65600.0, -1e30])
