@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from tokenizers.models import BPE
 from engine.checkpoint.added_tokens import read_added_tokens
 from engine.checkpoint.tokenizer_files import ADDED_TOKENS, SETTINGS, TokenizerFiles, find_tokenizer
 from engine.config.chat_template import MAX_PROMPT_TOKENS, PREFIX, PREFIX_TOKENS, SUFFIX, SUFFIX_TOKENS
-from engine.config.in_its_place import LOOKED_AT, in_its_place
+from engine.config.in_its_place import LOOKED_AT, answer_in_its_place, in_its_place, text_in_its_place
 from engine.config.json_fields import JsonFields
 from engine.errors import CheckpointError
 
@@ -103,9 +104,19 @@ def _damaged(file: Path, error: BaseException, *others: Path) -> CheckpointError
         raise error
     for each in (file, *others):
         with contextlib.suppress(OSError), each.open("rb") as opened:
-            if (other := in_its_place(opened.read(LOOKED_AT))) is not None:
+            start = opened.read(LOOKED_AT)
+            if (other := in_its_place(start) or (_answered(start) if each == file else None)) is not None:
                 return CheckpointError.of(each, other)
     return CheckpointError.of(file, f"is not a tokenizer that can be read: {' '.join(str(error).split())}")
+
+
+def _answered(start: bytes) -> str | None:
+    """What a json file is that begins so, if a server answered that in its place."""
+    if not start.lstrip().startswith(b"{"):
+        return text_in_its_place(start)
+    with contextlib.suppress(ValueError, RecursionError):  # whole, it is short
+        return answer_in_its_place(json.loads(start))
+    return None
 
 
 # ---- of a vocabulary and its merges, as transformers' Qwen2Tokenizer does it

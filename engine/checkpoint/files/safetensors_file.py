@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 LARGEST_HEADER = LARGEST_JSON  # bytes: two hundred times the header of the largest component
 _LENGTH_BYTES = 8
 _METADATA = "__metadata__"
+_LONGEST_NAME = 255  # characters: no file system has longer ones
 # How layers are quantised: it must be the same in all shards, of whose metadata the first that has a key counts.
 _QUANTIZATION_METADATA = "_quantization_metadata"
 
@@ -171,6 +172,6 @@ def _read_weight_map(index: Path) -> dict[str, str]:
         expected = "file names by tensor name"
         raise file.error("has a value that does not fit", name="weight_map", expected=expected)
     for shard in sorted(set(shards)):
-        if not shard or Path(shard).name != shard:
-            raise file.error("names a shard outside its folder", name="weight_map", found=shard)
+        if not shard or len(shard) > _LONGEST_NAME or Path(shard).name != shard:
+            raise file.error("names a shard outside its folder", name="weight_map", found=shown(shard))
     return weight_map

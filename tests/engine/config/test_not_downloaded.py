@@ -61,3 +61,11 @@ def test_a_servers_answer_for_a_config(turbo: Path, tmp_path: Path, file: str) -
     replace_bytes(damaged / file, b'{"error": "Repository not found"}')
     message = refusal(damaged, damaged / file, open_folder)
     assert message.endswith("is a server's answer, not the file, which must be downloaded again: Repository not found")
+
+
+@pytest.mark.parametrize("content", [b'{"error": "Repository not found"}', b"Repository not found"])
+def test_a_servers_answer_for_a_tokenizer(turbo: Path, tmp_path: Path, content: bytes) -> None:
+    damaged = copy_checkpoint(turbo, tmp_path / "damaged")
+    replace_bytes(damaged / "tokenizer/tokenizer.json", content)
+    with pytest.raises(CheckpointError, match="must be downloaded again: Repository not found$"):
+        PromptTokenizer(damaged, 100)
