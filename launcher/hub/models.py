@@ -76,8 +76,11 @@ def _has_weights(folder: Path, stem: str) -> bool:
     if not found or not found[0].is_whole:
         return False
     index = found[0].index
-    weight_map = {} if index is None else read_json_object(folder / index).get("weight_map", {})
-    return {*weight_map.values()} <= {*names}
+    weight_map = None if index is None else read_json_object(folder / index).get("weight_map")
+    shards = weight_map.values() if isinstance(weight_map, dict) else ()
+    return {shard for shard in shards if isinstance(shard, str)} <= {
+        *names
+    }  # what else is there, whoever opens it says
 
 
 def _download(name: HubName, given: str) -> Path:

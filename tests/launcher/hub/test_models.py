@@ -131,6 +131,21 @@ def test_of_several_precisions_the_one_that_is_read_is_downloaded(
     assert hub.fetched == []  # the library has the file, without its name
 
 
+@pytest.mark.parametrize("weight_map", [[], None, {"a": ["b"]}])
+def test_a_damaged_index_in_the_cache_is_an_error_as_elsewhere(
+    info: Info, repository: Path, tmp_path: Path, weight_map: object
+) -> None:
+    transformer = put_into_cache(repository, tmp_path / "cache") / "transformer"
+    whole = transformer / "diffusion_pytorch_model.safetensors"
+    for number in (1, 2):
+        shutil.copy(whole, transformer / f"diffusion_pytorch_model-0000{number}-of-00002.safetensors")
+    whole.unlink()
+    index = transformer / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    message = f"error: {index}: weight_map: has a value that does not fit, expected file names by tensor name\n"
+    assert info(NAME, tmp_path / "cache") == (2, "", message)
+
+
 def test_of_a_download_that_broke_off_only_the_rest_is_fetched(info: Info, hub: FakeHub, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     hub.cut = "vae/diffusion_pytorch_model.safetensors"
