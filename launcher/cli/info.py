@@ -206,7 +206,7 @@ def _hashes(files: Mapping[str, Sequence[Path]]) -> Iterator[str]:
         for name, sha256 in found.items():
             yield f"  {part.replace('_', ' '):<14}{sha256}  {name}"
         if len(found) > 1 and part != "lora":
-            yield f"  {'':<14}{model_hash(found)}  all of them: sha256sum *.safetensors | sha256sum"
+            yield f"  {'':<14}{model_hash(found)}  all of them: sha256sum *{each[0].suffix} | sha256sum"
 
 
 def _read(config: EngineConfig) -> CheckpointFiles:

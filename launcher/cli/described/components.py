@@ -51,13 +51,15 @@ def describe_file(path: Path) -> str:
     with closing(open_tensor_file(path)) as file:
         names, metadata = list(file.headers), file.metadata
         stored_tensors(file)  # an error for weights in a form that is not read
-    parts = []
+    parts: list[str] = []
+    files: set[Path] = set()
     for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
         try:
             component = opener(path)
         except CheckpointError:
             continue
         component.file.close()
+        files |= {tensor.file for tensor in component.tensors.values()}  # all shards of one
         stored = _counted(tensor.format for tensor in component.tensors.values())
         numbers = sum(math.prod(tensor.shape) for tensor in component.tensors.values())
         stored += _merged_into(name, component)
@@ -65,7 +67,7 @@ def describe_file(path: Path) -> str:
         parts.append(f"Krea 2's {name}: {path}\n  {component.layout}: {stored}\n  {variant}{numbers:,} parameters")
     if parts:
         listed = "\n".join(parts)
-        size, more = megabytes(path.stat().st_size), "more is said if the other parts are given"
+        size, more = megabytes(sum(each.stat().st_size for each in files)), "more is said if the other parts are given"
         return f"{listed} in {size}; {more}" if len(parts) == 1 else f"{listed}\n{size} together; {more}"
     if is_lora(names):
         raise CheckpointError.of(path, f"is a LoRA; give it beside a model: krea2 info --lora {path}")

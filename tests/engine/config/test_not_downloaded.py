@@ -67,5 +67,5 @@ def test_a_servers_answer_for_a_config(turbo: Path, tmp_path: Path, file: str) -
 def test_a_servers_answer_for_a_tokenizer(turbo: Path, tmp_path: Path, content: bytes) -> None:
     damaged = copy_checkpoint(turbo, tmp_path / "damaged")
     replace_bytes(damaged / "tokenizer/tokenizer.json", content)
-    with pytest.raises(CheckpointError, match="must be downloaded again: Repository not found$"):
+    with pytest.raises(CheckpointError, match=r"must be downloaded again: Repository not found$"):
         PromptTokenizer(damaged, 100)

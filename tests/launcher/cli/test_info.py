@@ -136,6 +136,16 @@ def test_a_file_alone_is_told_by_what_is_in_it(comfy: dict[str, str], tmp_path: 
         describe_file(other)
 
 
+def test_of_one_of_several_shards_the_size_of_all_is_told(tmp_path: Path) -> None:
+    tensors = load_vae(DEMO_CHECKPOINT)
+    for number in (0, 1):
+        shard = {name: tensors[name] for index, name in enumerate(tensors) if index % 2 == number}
+        save(shard, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
+    size = sum(file.stat().st_size for file in tmp_path.iterdir())
+    for file in tmp_path.iterdir():
+        assert f" parameters in {size / 1e6:.2f} MB; more is said" in describe_file(file)
+
+
 def test_a_file_of_all_parts_is_told_part_by_part(tmp_path: Path) -> None:
     tensors = {
         **native_transformer(load_transformer(DEMO_CHECKPOINT)),
