@@ -10,12 +10,10 @@ from pathlib import Path
 
 from engine.checkpoint.files.open import open_tensor_file
 from engine.errors import CheckpointError, printable
+from engine.lora.folders import PEFT_CONFIG, PEFT_WEIGHTS, USUAL_NAMES
 from launcher.hub.asking import ask, cached, download, explained, refusal, shown_size
 from launcher.hub.names import HubName
 
-# As `engine/lora/folders.py` chooses in a folder.
-_PREFERRED = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
-_CONFIG = "adapter_config.json"  # PEFT's, which may say how strong the file is
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SUFFIX = ".safetensors"
 _MOST_LISTED = 10
@@ -46,7 +44,7 @@ def _cached(name: HubName) -> Path | None:
 
 def _place_in_cache(name: HubName) -> tuple[Path | None, str]:
     """The folder of a repository's files, and the file in it that is meant; no folder if there is no such file."""
-    for wanted in _PREFERRED if name.file is None else (name.file,):
+    for wanted in USUAL_NAMES if name.file is None else (name.file,):
         folder = cached(name, [escape(wanted)])
         if folder is None or name.file is not None or (folder / wanted).exists():
             return folder, wanted
@@ -76,7 +74,7 @@ def _fetch(name: HubName, file: str, known: Collection[str]) -> Path:
     """Download a file, and PEFT's config if it is for it, which comes before: the file is not looked at again then."""
     config, folder = _config(file), posixpath.dirname(file)
     beside = [each for each in known if each.endswith(_SUFFIX) and posixpath.dirname(each) == folder]
-    is_for_it = posixpath.basename(file) == _PREFERRED[0] or len(beside) == 1
+    is_for_it = posixpath.basename(file) == PEFT_WEIGHTS or len(beside) == 1
     if config in known and is_for_it:
         download(name, [config])
     found = download(name, [file]) / file
@@ -92,7 +90,7 @@ def _choose(name: HubName, sizes: dict[str, int], given: str) -> str:
     if name.file is None:
         if "model_index.json" in sizes:
             raise refusal(given, "lora", f"it is a model, and no LoRA: --model {name.shown}")
-        if (preferred := next((file for file in _PREFERRED if file in files), None)) or len(files) == 1:
+        if (preferred := next((file for file in USUAL_NAMES if file in files), None)) or len(files) == 1:
             return preferred or files[0]
     if not files:
         pickles = [file for file in sizes if file.endswith(_PICKLES)]
@@ -108,7 +106,7 @@ def _listed(sizes: dict[str, int], files: list[str]) -> str:
 
 
 def _config(file: str) -> str:
-    return posixpath.join(posixpath.dirname(file), _CONFIG)
+    return posixpath.join(posixpath.dirname(file), PEFT_CONFIG)
 
 
 def _is_peft(file: Path) -> bool:
