@@ -82,14 +82,14 @@ def stored_tensors(file: TensorFile) -> dict[str, StoredTensor]:
             problem = f"belongs to {layer}.weight, which is missing"
             raise CheckpointError.of(file.path, problem, name=min(found.values()))
     quantized = metadata.read_quantization_metadata(file, layers)
-    default = file.metadata.get("quant_format")
+    default = metadata.read_format_of_all(file)
     stored: dict[str, StoredTensor] = {}
     unmarked = False
     for name, in_file in names.items():
         layer = name.removesuffix(".weight")
         found, said = (companions.get(layer, {}), quantized.get(layer)) if layer != name else ({}, None)
-        if said is None and default in _CLASSES and "weight_scale" in found:
-            said = metadata.QuantizationMetadata(default)
+        if "weight_scale" in found:
+            said = said or default
         unmarked = unmarked or (said is None and bool(found.keys() - {"input_scale"}))
         stored[name] = _stored(file, in_file, found, said, full_precision=name.startswith(full_precision))
     if unmarked:

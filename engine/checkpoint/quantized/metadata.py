@@ -25,6 +25,7 @@ FORMATS = (
     *(MXFP8, NVFP4, INT4, W4A4, W4A8),
 )
 _ALWAYS_ROTATED = (W4A4, W4A8)
+_FILES_FORMAT = "quant_format"  # in the header: the format of all layers with scales of which nothing else is said
 _WITH_BLOCKS = (INT8_BLOCKS, FLOAT8_BLOCKS, W4A8)  # of which `group_size` says how large they are
 
 # What else writers of int4 say, and all that is read of it: other values mean other bytes, or tensors beside them.
@@ -70,6 +71,12 @@ def read_quantization_metadata(file: TensorFile, layers: Set[str]) -> dict[str, 
                 raise CheckpointError.of(file.path, problem, name=layer, expected=ours, found=theirs)
         metadata[layer] = _parse(JsonFields(file.path, header | blob, f"{layer}: "))
     return metadata
+
+
+def read_format_of_all(file: TensorFile) -> QuantizationMetadata | None:
+    """Return how the header says that all layers of a file are quantised; None if it names no known format."""
+    format = file.metadata.get(_FILES_FORMAT)
+    return QuantizationMetadata(format, rotated=format in _ALWAYS_ROTATED) if format in FORMATS else None
 
 
 def _parse(fields: JsonFields) -> QuantizationMetadata:

@@ -108,6 +108,17 @@ def test_one_format_for_the_whole_file() -> None:
     assert formats(FP8_LAYER, {"quant_format": "fp8_scaled"}) == {"blocks.0.a.weight": "float8_e4m3fn"}
 
 
+def test_a_format_that_is_always_rotated_is_so_in_the_whole_file() -> None:
+    codes = torch.randint(-128, 128, (4, 128), dtype=torch.int8)
+    tensors = {"a.weight": codes, "a.weight_scale": torch.rand(4, 1)}
+    bounds = slice(0, 4), slice(0, 256)
+    of_file, of_layer = (
+        stored_tensors(MemoryFile(tensors, said))["a.weight"].read(bounds)
+        for said in ({"quant_format": "convrot_w4a4"}, header({"a": {"format": "convrot_w4a4"}}))
+    )
+    assert torch.equal(of_file, of_layer)
+
+
 # ---- metadata that is damaged
 
 
