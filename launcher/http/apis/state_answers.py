@@ -124,7 +124,7 @@ _LORA = object_schema(
         "file": text("Its file, in the folder that clients may load from.", "ink.safetensors"),
         "strength": number("Of requests that give none.", 1.0),
         "family": text("What kind of file it is.", "diffusers"),
-        "modules": integer("How many layers it changes.", 224),
+        "modules": integer("How many layers, norms and modulation tables it changes.", 224),
         "bytes": integer("How much memory of each rank it takes.", 180_000_000),
         **_LEFT_OUT,
     }
