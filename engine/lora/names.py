@@ -11,7 +11,7 @@ import re
 from difflib import get_close_matches
 from functools import lru_cache
 
-from engine.checkpoint.layouts.names import linear_modules, vector_parameters
+from engine.checkpoint.layouts.names import WRAPPERS, linear_modules, vector_parameters
 from engine.checkpoint.layouts.tensors import Source, transformer_sources
 from engine.config.components import TransformerConfig
 
@@ -39,8 +39,8 @@ _PREFIXES = ("base_model", "model", "net", "transformer", "diffusion_model", "un
 _DOTTED_PREFIXES = re.compile(r"^(?:(?:{})\.)+".format("|".join(_PREFIXES)))
 _FLAT_PREFIX = re.compile(r"(?:{})_".format("|".join(_PREFIXES)))
 _FLAT_STARTS = re.compile(r"(?:lora_unet|lora|lycoris)_+")
-# Of torch.compile, DDP, FSDP and activation checkpointing, Krea's own too: any part of a model may be wrapped.
-_WRAPPERS = re.compile(r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|(?<![^._])(?:module|block))[._]")
+# Any part of a model may be wrapped, also by DDP (`module`) and by Krea's own activation checkpointing (`block`).
+_WRAPPERS = re.compile(rf"(?:{WRAPPERS}|(?<![^._])(?:module|block))[._]")
 _BLOCK = re.compile(r"(?<=blocks[._])\d+(?=[._])")
 LONGEST_KEY = 300  # characters, several times that of any trainer: a hostile file's are not looked into
 

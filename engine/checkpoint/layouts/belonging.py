@@ -26,10 +26,8 @@ _ROOTS = {
 }
 _MOST_COPIES = 8  # of a component in a file: there are no more than its weights and their running means
 _LANGUAGE_MODEL = re.compile(r"(?:model\.)?(?:language_model\.|model\.)$")  # beside which vision lies
-# Modules that wrap others: torch.compile's, FSDP's, activation checkpointing's (in Krea's trainer `block`), and PEFT's.
-_WRAPPERS = re.compile(
-    r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.|(?<=\.)block\."
-)
+# Modules that wrap others, PEFT's too, and `block`, as Krea's trainer calls that of activation checkpointing.
+_WRAPPERS = re.compile(rf"(?:(?<=\.)|^)(?:{names.WRAPPERS}|base_layer)\.|(?<=\.)block\.")
 # A running mean of the weights, beside them: LitEma's, ema-pytorch's, EDM's and others'.
 _MEAN = re.compile(r"(?:^|[._])ema(?:_model|_weights|_params)?\.")
 # What else trainers save: it changes no picture.

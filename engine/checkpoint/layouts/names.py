@@ -12,6 +12,8 @@ from functools import cache, partial
 
 from engine.config.components import TransformerConfig
 
+# Modules that wrap any part of a model while it is trained: torch.compile's, FSDP's, activation checkpointing's.
+WRAPPERS = "_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module"
 # Parts of tensors' names in adapters, as PEFT, diffusers, kohya and LyCORIS write them.
 _IN_LORAS = re.compile(
     r"lora[_.](?:[AB]|down|up|magnitude)|hada_w|lokr_w|b?oft_[Rbds]|dora_scale|\.(?:diff(?:_b)?|set_weight|[wb]_norm)$"
