@@ -62,7 +62,7 @@ def read_quantization_metadata(file: TensorFile, layers: Set[str]) -> dict[str, 
     """
     in_header, in_blobs = _align(_header_options(file), layers), _blob_options(file)
     metadata = {}
-    for layer in (in_header.keys() | in_blobs.keys()) & layers:
+    for layer in sorted((in_header.keys() | in_blobs.keys()) & layers):  # so that the same one is always refused
         header, blob = in_header.get(layer, {}), in_blobs.get(layer, {})
         for option in header.keys() & blob.keys():
             if header[option] != blob[option]:
