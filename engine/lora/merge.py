@@ -88,7 +88,7 @@ class MergedWeights:
         ]
         if not changes:
             return stored
-        # norms and tables are rounded in no rank's memory and no file that is written
+        # norms and tables are floats in the memory of ranks and in every file that is written
         if not is_vector(source) and _rounds_again(stored, self._quantization):
             raise ArgumentError(
                 f"merge_loras would have to round {source.name}, which the checkpoint has as {stored.format}, once "

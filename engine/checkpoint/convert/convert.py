@@ -214,7 +214,7 @@ def _write_shards(
 
 
 def is_table(name: str) -> bool:
-    """Whether a tensor of the transformer is a modulation table: these are small, and rounded in no file."""
+    """Whether a tensor of the transformer is a modulation table: these are small, and floats in every file."""
     return name.endswith(".scale_shift_table")
 
 

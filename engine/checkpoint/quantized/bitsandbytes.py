@@ -66,9 +66,9 @@ class FourBitMatrix(QuantizedMatrix):
         self._nested = "nested_absmax" in self._companions
         if self._nested:
             self._per_nested, self._offset = state.integer("nested_blocksize"), state.number("nested_offset")
-        shape, dtype = self._file.headers[self.name]
-        if dtype != "U8" or math.prod(shape) != -(-rows * columns // 2) or shape not in ((math.prod(shape), 1),):
-            raise self._wrong(self.name, f"U8 {(-(-rows * columns // 2), 1)}")
+        expected = -(-rows * columns // 2), 1
+        if self._file.headers[self.name] != (expected, "U8"):
+            raise self._wrong(self.name, f"U8 {expected}")
         # rows of whole blocks are read a block of columns at a time, others only whole
         self.block = self._per_scale if columns % self._per_scale == 0 else columns
         return rows, columns

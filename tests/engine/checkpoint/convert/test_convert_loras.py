@@ -164,7 +164,7 @@ def test_what_was_rounded_is_not_rounded_once_more(
         written(layout, weights, transformer=str(file))
 
 
-def test_tables_are_rounded_in_no_file_so_that_what_loras_add_to_them_is_not(
+def test_tables_are_floats_in_every_file_so_that_what_loras_add_to_them_is_not_rounded_away(
     turbo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writers, "_SMALL", 16)  # at the real size a table is larger than what stays float32 as small
