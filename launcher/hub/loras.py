@@ -8,13 +8,14 @@ from collections.abc import Collection
 from glob import escape
 from pathlib import Path
 
+from engine.checkpoint.files.file_sets import PICKLE_SUFFIXES
 from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.nearby import INDEX
 from engine.errors import CheckpointError, printable
 from engine.lora.folders import PEFT_CONFIG, PEFT_WEIGHTS, USUAL_NAMES
 from launcher.hub.asking import ask, cached, download, explained, refusal, shown_size
 from launcher.hub.names import HubName
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _SUFFIX = ".safetensors"
 _MOST_LISTED = 10
 _LONGEST_LICENCE = 60  # characters of what a repository calls it
@@ -88,12 +89,12 @@ def _choose(name: HubName, sizes: dict[str, int], given: str) -> str:
     if name.file is not None and name.file in files:
         return name.file
     if name.file is None:
-        if "model_index.json" in sizes:
+        if INDEX in sizes:
             raise refusal(given, "lora", f"it is a model, and no LoRA: --model {name.shown}")
         if (preferred := next((file for file in USUAL_NAMES if file in files), None)) or len(files) == 1:
             return preferred or files[0]
     if not files:
-        pickles = [file for file in sizes if file.endswith(_PICKLES)]
+        pickles = [file for file in sizes if file.endswith(PICKLE_SUFFIXES)]
         found = f", but {_listed(sizes, pickles)}, and pickles are not read, which can run any code" if pickles else ""
         raise refusal(given, "lora", f"it has no {_SUFFIX} file{found}")
     problem = "it has several files" if name.file is None else f"it has no file {printable(name.file)}"

@@ -11,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from engine.checkpoint.files.file_sets import STEMS, file_sets, files_to_take, tensor_files
+from engine.checkpoint.nearby import INDEX
 from engine.checkpoint.tokenizer_files import find_tokenizer
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.config.json_fields import read_json_object
@@ -18,11 +19,10 @@ from engine.errors import ArgumentError, CheckpointError
 from launcher.hub.asking import ask, cached, download, explained, shown_size
 from launcher.hub.names import HubName
 
-_INDEX = "model_index.json"
 _FOLDERS = ("scheduler", "text_encoder", "tokenizer", "transformer", "vae")
 # A repository's root may hold the transformer once more, as a single file.
 _PATTERNS = [
-    *(_INDEX, "LICENSE*", "tokenizer/merges.txt"),
+    *(INDEX, "LICENSE*", "tokenizer/merges.txt"),
     *(f"{folder}/*.{kind}" for folder in _FOLDERS for kind in ("json", "safetensors")),
 ]
 
@@ -60,8 +60,8 @@ def find_model(model: str | None) -> str | None:
 
 def _cached(name: HubName) -> Path | None:
     """The snapshot in the cache if it holds all that is needed; others may have put a part of it there."""
-    folder = cached(name, [_INDEX])
-    if folder is None or not all((folder / each).exists() for each in (_INDEX, *_FOLDERS)):
+    folder = cached(name, [INDEX])
+    if folder is None or not all((folder / each).exists() for each in (INDEX, *_FOLDERS)):
         return None
     try:
         find_tokenizer(folder / "tokenizer")  # of which an older release may have left merges.txt out
@@ -87,7 +87,7 @@ def _download(name: HubName, given: str) -> Path:
     with explained(name, given, "model"):
         sizes = {file.rfilename: file.size or 0 for file in ask(name).siblings or ()}
         needed = _needed(sizes)
-        if _INDEX in needed:
+        if INDEX in needed:
             size = sum(sizes[file] for file in needed)
             print(
                 f"downloading {given} from Hugging Face ({len(needed)} files, {shown_size(size)}); using its weights "

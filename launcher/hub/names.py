@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.checkpoint.files.file_sets import PICKLE_SUFFIXES
+
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _REVISION = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}"
 _REPOSITORY = rf"(?P<repository>{_PART}/{_PART})"
@@ -16,7 +18,7 @@ _LORA = re.compile(
     rf"{_REPOSITORY}(?:@(?P<revision>(?:refs/(?:pr|convert)/)?{_REVISION}))?(?:/(?P<file>.{{1,500}}{re.escape('.safetensors')}))?"
 )
 _SUFFIX = ".safetensors"
-_FILES = (_SUFFIX, ".gguf", ".json", ".bin", ".ckpt", ".pt", ".pth")  # what no repository is called
+_FILES = (_SUFFIX, ".gguf", ".json", *PICKLE_SUFFIXES)  # what no repository is called
 
 
 @dataclass(frozen=True)

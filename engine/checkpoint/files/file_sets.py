@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 # Of a component's folder in the diffusers layout.
 STEMS = {"transformer": "diffusion_pytorch_model", "text_encoder": "model", "vae": "diffusion_pytorch_model"}
+PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")  # of what is never read
 # The best first; whatever else a repository calls a variant follows. `non_ema` is what training went on from, of which
 # the file without a variant is the running mean that was published.
 _VARIANTS = ("", "fp32", "bf16", "fp16", "ema")

@@ -6,7 +6,7 @@ import os
 from os.path import isdir
 from pathlib import Path
 
-from engine.checkpoint.files.file_sets import file_sets, is_shard, set_of
+from engine.checkpoint.files.file_sets import PICKLE_SUFFIXES, file_sets, is_shard, set_of
 from engine.checkpoint.files.gguf_header import MAGIC as GGUF_MAGIC
 from engine.checkpoint.files.gguf_split import first_part, open_gguf
 from engine.checkpoint.files.mapped_file import MappedFile
@@ -19,7 +19,6 @@ from engine.errors import CheckpointError
 # A zip archive, which torch.save writes; a bare pickle of protocol 2 to 5; the tar archive of torch before 0.1.10
 # starts with a file's name, and is told by the suffix alone.
 _PICKLES = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(2, 6)))
-_PICKLE_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
 _PIECE_SUFFIX = ".distcp"
 
 
@@ -51,7 +50,7 @@ def open_tensor_file(path: Path, limits: JsonLimits = FILE_LIMITS) -> TensorFile
         return _open_shards(path) if is_shard(path.name) else SafetensorsFile(path, limits)
     if (other := in_its_place(start)) is not None:
         raise file.error(other)
-    if start.startswith(_PICKLES) or path.suffix in _PICKLE_SUFFIXES:
+    if start.startswith(_PICKLES) or path.suffix in PICKLE_SUFFIXES:
         expected = "a safetensors or GGUF file"
         raise file.error("is a pickle, which can run any code when it is loaded", expected=expected)
     return ShardedFile(path) if start.lstrip().startswith(b"{") else SafetensorsFile(path, limits)
@@ -80,7 +79,7 @@ def _in_folder(folder: Path, stem: str) -> Path:
     if not entries and any(name.endswith(_PIECE_SUFFIX) for name in names):
         problem = "is a checkpoint of torch.distributed in pieces, which a trainer goes on from; merge them into a "
         raise CheckpointError.of(folder, f"{problem}safetensors file first, as accelerate merge-weights does")
-    pickles = sorted(name for name in names if name.endswith(_PICKLE_SUFFIXES))  # which are refused for what they are
+    pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))  # which are refused for what they are
     return folder / next(iter((*entries, *pickles)), f"{stem}.safetensors")
 
 
