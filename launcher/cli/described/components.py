@@ -11,6 +11,7 @@ from pathlib import Path
 
 from engine.checkpoint.files.file_sets import variants_beside
 from engine.checkpoint.files.open import open_tensor_file
+from engine.checkpoint.layouts.belonging import held
 from engine.checkpoint.layouts.component import Component, open_text_encoder, open_transformer, open_vae
 from engine.checkpoint.layouts.encodings import stored_tensors
 from engine.checkpoint.layouts.names import is_lora
@@ -20,6 +21,8 @@ from engine.checkpoint.part_paths import find_parts
 from engine.checkpoint.variant import decide
 from engine.config.engine_config import PARTS, EngineConfig
 from engine.errors import ArgumentError, CheckpointError
+
+_OPENERS = {"transformer": open_transformer, "text_encoder": open_text_encoder, "vae": open_vae}
 
 
 def describe_component(name: str, component: Component, formats: Iterable[str]) -> list[str]:
@@ -47,16 +50,18 @@ def is_lone_file(config: EngineConfig) -> bool:
 
 def describe_file(path: Path) -> str:
     """Tell which part of a model a single file is, in which names and formats. Raises `CheckpointError` if it is
-    damaged or no part of one."""
+    damaged or no part of one, or if none of the parts that it holds can be read."""
     with closing(open_tensor_file(path)) as file:
-        names, metadata = list(file.headers), file.metadata
-        stored_tensors(file)  # an error for weights in a form that is not read
+        names, metadata = list(stored_tensors(file)), file.metadata
     parts: list[str] = []
     files: set[Path] = set()
-    for name, opener in (("transformer", open_transformer), ("text encoder", open_text_encoder), ("vae", open_vae)):
+    problems: list[CheckpointError] = []
+    for part in held(names):
+        name = part.replace("_", " ")
         try:
-            component = opener(path)
-        except CheckpointError:
+            component = _OPENERS[part](path)
+        except CheckpointError as error:
+            problems.append(error)
             continue
         component.file.close()
         files |= {tensor.file for tensor in component.tensors.values()}  # all shards of one
@@ -69,6 +74,8 @@ def describe_file(path: Path) -> str:
         listed = "\n".join(parts)
         size, more = megabytes(sum(each.stat().st_size for each in files)), "more is said if the other parts are given"
         return f"{listed} in {size}; {more}" if len(parts) == 1 else f"{listed}\n{size} together; {more}"
+    if problems:
+        raise problems[0]
     if is_lora(names):
         raise CheckpointError.of(path, f"is a LoRA; give it beside a model: krea2 info --lora {path}")
     other = other_model(names, metadata)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.engines.real_size import KREA2
+from engine.checkpoint.layouts.names import NATIVE_TRANSFORMER_SIGNATURE as NATIVE
 from engine.checkpoint.layouts.names import linear_modules, transformer_to_native, vae_to_wan
 from engine.checkpoint.layouts.tensors import (
     text_encoder_sources,
@@ -128,6 +129,9 @@ def test_a_file_alone_is_told_by_what_is_in_it(comfy: dict[str, str], tmp_path: 
     for tensors, said in (
         ({"transformer_blocks.0.img_mod.1.weight": ("BF16", (8, 8))}, "is no part of Krea 2: it is Qwen-Image"),
         ({"a.qweight": ("F32", (8, 8)), "a.wscales": ("BF16", (8,))}, "quantised by nunchaku"),
+        ({"model.embed_tokens.weight": ("BF16", (8, 8))}, "is not Krea 2's text encoder, Qwen3-VL-4B-Instruct"),
+        ({NATIVE: ("F32", (1, 2)), "transformer_blocks.0.attn.to_q.weight": ("F32", (8, 8))}, "mixes two namings"),
+        ({NATIVE: ("F32", (1, 2)), "blocks.0.attn.wq.lora_A": ("F32", (8, 8))}, "holds a LoRA beside the weights"),
     ):
         with pytest.raises(CheckpointError, match=said):
             describe_file(Path(write_empty(tmp_path / "named.safetensors", tensors, {})))
