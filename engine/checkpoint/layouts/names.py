@@ -153,25 +153,27 @@ text_encoder_from_llama, text_encoder_to_llama = _both_ways(
 
 def linear_modules(config: TransformerConfig) -> list[tuple[str, str]]:
     """List every matrix of the transformer as (diffusers' module, native module): 264 of them at the real size."""
-    counts = (config.num_layers, config.num_layerwise_text_blocks, config.num_refiner_text_blocks)
-    return [(diffusers, native) for native, diffusers in _LINEARS.items()] + [
-        (f"{blocks}.{block}.{diffusers}", f"{native_blocks}.{block}.{native}")
-        for (native_blocks, blocks), count in zip(_BLOCKS.items(), counts, strict=True)
-        for block in range(count)
-        for native, diffusers in _BLOCK_LINEARS.items()
-    ]
+    return _everywhere(config, _LINEARS, _BLOCK_LINEARS)
 
 
 def vector_parameters(config: TransformerConfig) -> list[tuple[str, str]]:
     """List the weights of the transformer's norms and its modulation tables as (diffusers' name, native name): 159 of
     them at the real size."""
+    return [
+        (diffusers, native)
+        for diffusers, native in _everywhere(config, _TENSORS, _BLOCK_TENSORS)
+        if not (native.startswith("txtfusion.") and native.endswith(".mod.lin"))  # it knows of no timestep
+    ]
+
+
+def _everywhere(config: TransformerConfig, names: _Table, names_in_blocks: _Table) -> list[tuple[str, str]]:
+    """(diffusers' name, native name) of what is outside of blocks, and of what is in each of them, or seems to be."""
     counts = (config.num_layers, config.num_layerwise_text_blocks, config.num_refiner_text_blocks)
-    return [(diffusers, native) for native, diffusers in _TENSORS.items()] + [
+    return [(diffusers, native) for native, diffusers in names.items()] + [
         (f"{blocks}.{block}.{diffusers}", f"{native_blocks}.{block}.{native}")
         for (native_blocks, blocks), count in zip(_BLOCKS.items(), counts, strict=True)
         for block in range(count)
-        for native, diffusers in _BLOCK_TENSORS.items()
-        if native_blocks == "blocks" or native != "mod.lin"  # text fusion knows of no timestep
+        for native, diffusers in names_in_blocks.items()
     ]
 
 
