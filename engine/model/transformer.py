@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -129,7 +130,7 @@ class Transformer(nn.Module):
         return self.final_layer.linear(y).float()
 
 
-class _Modulated(nn.Module):
+class _Modulated(nn.Module, ABC):
     """What a table modulates, (rows, width): its rows are added to those of a timestep, and norms scale before some."""
 
     def __init__(self, rows: int, width: int) -> None:
@@ -137,9 +138,9 @@ class _Modulated(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(rows, width))
         self.side_vector: SideVector | None = None
 
+    @abstractmethod
     def _norms(self) -> dict[int, RMSNorm]:
         """The norms, by the row that scales after each."""
-        raise NotImplementedError
 
     def _modulate(self, time: torch.Tensor) -> torch.Tensor:
         """Add the table to a timestep's rows, (segments, rows or 1, width), and fold the norms' weights in: (segments,

@@ -86,12 +86,8 @@ class FourBitMatrix(QuantizedMatrix):
             raise CheckpointError.of(self.file, f"is not the code book of {self.format}", name=name)
 
     def size(self, bounds: tuple[slice, ...]) -> int:
-        codes, scales = self._parts(bounds[0])
-        size = count((codes,)) + self._sizes["absmax"] * count((scales,))
-        if self._nested:
-            nested = self._sizes["nested_absmax"] * count((self._nested_part(scales),))
-            size += nested + self._sizes["nested_quant_map"] * _NESTED_CODES
-        return size
+        rows, columns = bounds
+        return count((self._parts(rows)[0],)) + self._scales_size(rows, columns)  # rows are read whole
 
     def _parts(self, rows: slice) -> tuple[slice, slice]:
         """Bytes of codes, and scales, of the blocks that have these rows."""
@@ -134,7 +130,12 @@ class FourBitMatrix(QuantizedMatrix):
         return scales
 
     def _scales_size(self, rows: slice, columns: slice) -> int:
-        raise NotImplementedError("size counts them")
+        scales = self._parts(rows)[1]
+        size = self._sizes["absmax"] * count((scales,))
+        if self._nested:
+            nested = self._sizes["nested_absmax"] * count((self._nested_part(scales),))
+            size += nested + self._sizes["nested_quant_map"] * _NESTED_CODES
+        return size
 
 
 class LlmInt8Matrix(RowScaledMatrix):
