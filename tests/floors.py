@@ -2,86 +2,9 @@
 
 from __future__ import annotations
 
-# The floors of the engine, the lowest first: what the files of a folder may import of the engine besides each other. A
-# folder without a line here may import nothing of it.
-_SIZES = {"engine.errors", "engine.config"}
-ENGINE_FLOORS: dict[str, set[str]] = {
-    "engine": set(),  # which version it is
-    "engine.errors": set(),
-    "engine.step": set(),
-    "engine.config": {"engine.errors"},
-    "engine.scheduling": {"engine.step"},
-    "engine.kernels": set(),
-    "engine.kernels.attention": {"engine.errors", "engine.kernels"},
-    "engine.device": {*_SIZES, "engine.kernels"},
-    "engine.parallel": {"engine", *_SIZES, "engine.kernels", "engine.kernels.attention"},
-    "engine.checkpoint.files": _SIZES,
-    "engine.checkpoint.quantized": {*_SIZES, "engine.checkpoint.files"},
-    "engine.checkpoint.layouts": {
-        *_SIZES,
-        "engine.kernels",
-        "engine.checkpoint.files",
-        "engine.checkpoint.quantized",
-    },
-    "engine.checkpoint": {
-        *_SIZES,
-        "engine.kernels",
-        "engine.parallel",
-        "engine.checkpoint.files",
-        "engine.checkpoint.layouts",
-    },
-    "engine.checkpoint.convert": {
-        *_SIZES,
-        "engine.kernels",
-        "engine.checkpoint",
-        "engine.checkpoint.files",
-        "engine.checkpoint.layouts",
-        "engine.checkpoint.quantized",
-    },
-    "engine.model": {*_SIZES, "engine.device", "engine.kernels", "engine.kernels.attention", "engine.parallel"},
-    "engine.lora": {
-        *_SIZES,
-        "engine.step",
-        "engine.kernels",
-        "engine.parallel",
-        "engine.checkpoint",
-        "engine.checkpoint.files",
-        "engine.checkpoint.layouts",
-    },
-    "engine.planning": {*_SIZES, "engine.checkpoint", "engine.model"},
-    "engine.offload": {
-        *_SIZES,
-        "engine.device",
-        "engine.checkpoint",
-        "engine.model",
-        "engine.planning",
-    },
-    "engine.pictures": {
-        *_SIZES,
-        "engine.step",
-        "engine.device",
-        "engine.parallel",
-        "engine.model",
-        "engine.planning",
-        "engine.offload",
-    },
-    "engine.rank": {
-        *_SIZES,
-        "engine.pictures",
-        "engine.step",
-        "engine.device",
-        "engine.kernels",
-        "engine.kernels.attention",
-        "engine.parallel",
-        "engine.checkpoint",
-        "engine.lora",
-        "engine.model",
-        "engine.planning",
-        "engine.offload",
-    },
-}
-# The same of the launcher. Its package stands above all: what it exports is imported when somebody asks for it, and its
-# imports of these are for types alone. Importing it, as importing anything in it does, imports none of them.
+# The floors of the launcher, the lowest first; those of the engine and of the benchmarks are in files of their own. Its
+# package stands above all: what it exports is imported when somebody asks for it, and its imports of these are for
+# types alone. Importing it, as importing anything in it does, imports none of them.
 _CHILDREN = {
     "launcher.awake",
     "launcher.lines",
@@ -279,22 +202,5 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
 }
 # What `krea2.py` has for users, who import nothing else; nothing of ours imports it.
 FOR_USERS = {"engine", "engine.errors", "launcher", "launcher.__main__"}
-# And of the benchmarks: a command may import what all share, and two may import what they take of another.
-_SHARED = {"bench.measure", "bench.survive", "bench.engines"}
-BENCH_FLOORS: dict[str, set[str]] = {
-    "bench.measure": set(),
-    "bench.survive": {"bench.measure"},
-    "bench.engines": {"bench.measure", "bench.survive"},
-    **dict.fromkeys(("bench.load", "bench.machine", "bench.shared_gpu", "bench.vs_diffusers"), _SHARED),
-    **dict.fromkeys(("bench.adherence", "bench.image", "bench.kernel_tests", "bench.kernels", "bench.report"), _SHARED),
-    **dict.fromkeys(("bench.scaling", "bench.serve", "bench.step", "bench.throughput"), _SHARED),
-    "bench.cluster.simulation": _SHARED,
-    "bench.cluster": {*_SHARED, "bench.serve", "bench.cluster.simulation"},
-    "bench.fidelity": {*_SHARED, "bench.kernels"},
-    "bench.summary": {*_SHARED, "bench.report"},
-    "bench.verify.subject": _SHARED,
-    "bench.verify.oracle": {*_SHARED, "bench.verify.subject"},
-    "bench.verify": {*_SHARED, "bench.verify.subject", "bench.verify.oracle"},
-}
 # Who handles `--parallel auto`. Nobody else has to know of it.
 KNOW_AUTO_MODE = {"launcher.setup", "launcher.cli", "launcher.cli.options", "launcher.__main__"}

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.floors import BENCH_FLOORS, ENGINE_FLOORS, FOR_USERS, KNOW_AUTO_MODE, LAUNCHER_FLOORS
+from tests.bench.floors import BENCH_FLOORS
+from tests.engine.floors import ENGINE_FLOORS
+from tests.floors import FOR_USERS, KNOW_AUTO_MODE, LAUNCHER_FLOORS
 from tests.fresh_interpreter import modules_after
 
 ROOT = Path(__file__).parent.parent
