@@ -22,6 +22,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.logs": {"launcher.lines"},
     "launcher.awake": set(),
     "launcher.kept": set(),
+    "launcher.licence": set(),
     "launcher.service_manager": set(),
     "launcher.threads": set(),
     "launcher.parameters": set(),
@@ -64,6 +65,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.http.uploads": {"launcher.messages", "launcher.parameters"},
     "launcher.http.apis": {
         *_CHILDREN,
+        "launcher.licence",
         "launcher.http.uploads",
         "launcher.parameters",
         "launcher.client",
@@ -162,6 +164,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.cli": {
         *_CHILDREN,
         "launcher.cli.described",
+        "launcher.licence",
         "launcher.parameters",
         "launcher.pictures",
         "launcher.cli.options",

@@ -24,6 +24,7 @@ from launcher.cli.options.engine_options import given, model_argument, table_opt
 from launcher.cli.options.numbers import WHOLE_NUMBER
 from launcher.cli.stdout import say
 from launcher.hub.models import locate
+from launcher.licence.notice import licence_of
 from launcher.messages.limits import Limits
 from launcher.provenance.file_hashes import find_hash
 from launcher.requests.infotext import model_hash
@@ -123,11 +124,13 @@ def describe_checkpoint(config: EngineConfig) -> str:
         heading = "memory plan of a rank that has a device to itself"
         plan_lines = ["", heading, *(f"  {line}" for line in plan.describe())]
 
+    licence = licence_of(config.demo)
     dit, text, vae, sizes = model.transformer, model.text_encoder, model.vae, model.size_domain
     variant = "Turbo" if model.is_distilled else "Raw"
     lines = [
         f"Krea 2 {variant}{said_by(model.variant_said_by)}: {config.name}",
         *([] if model.variant_note is None else [f"  note          {model.variant_note}"]),
+        f"  licence       {licence.name}, version {licence.version}: {licence.url}",
         f"  defaults      {model.default_width} × {model.default_height}, {model.default_steps} steps, "
         f"guidance {model.default_guidance:g}",
         *([] if sizes is None else [f"  made for      sides from {sizes.least} to {sizes.most} pixels"]),

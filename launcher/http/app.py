@@ -35,6 +35,7 @@ from launcher.http.apis.automatic1111.neighbours import Neighbours
 from launcher.http.apis.automatic1111.routes import add_automatic1111_routes
 from launcher.http.apis.chat.routes import add_chat_routes
 from launcher.http.apis.held_images import HeldImages
+from launcher.http.apis.licence import add_licence_route
 from launcher.http.apis.loras import add_lora_routes
 from launcher.http.apis.openai_images import EDITS_PATH, GENERATIONS_PATH, add_image_routes
 from launcher.http.apis.server_state import add_state_routes
@@ -160,6 +161,7 @@ def make_app(
     held.add_routes(app)
     add_lora_routes(app, link)
     add_state_routes(app, studio, link)
+    add_licence_route(app, config)
     add_sglang_routes(app, studio, link)
     add_automatic1111_routes(app, studio, link, neighbours or Neighbours(config.run_folder, config.worker))
 

@@ -1,0 +1,41 @@
+"""The licences of the weights and of the software, for people and programs. The agreement's own text is not here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+SOFTWARE = "Apache-2.0"
+USE_POLICY = "https://www.krea.ai/krea-2-use-policy"
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Under which weights may be used. url: where its text is. use_policy: where what it forbids is, None if nothing is
+    known to be."""
+
+    name: str
+    version: str
+    url: str
+    use_policy: str | None = None
+
+
+KREA_2 = Licence(
+    "Krea 2 Community License",
+    "1, of 22 June 2026",
+    "https://huggingface.co/krea/Krea-2-Turbo/blob/main/LICENSE.pdf",
+    USE_POLICY,
+)
+DEMO = Licence("Apache License", "2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+
+
+def licence_of(demo: Path | None) -> Licence:
+    """Say which licence weights have: those of the demo, if that is its folder, or Krea 2's, as all others have."""
+    return KREA_2 if demo is None else DEMO
+
+
+@cache
+def notice() -> str:
+    """Read `NOTICE`."""
+    return Path(__file__).with_name("NOTICE").read_text("utf-8")
