@@ -22,7 +22,7 @@ from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.pictures import Pictures, picture_options
 from launcher.cli.progress import GenerateProgress
 from launcher.cli.prompts import Asked, collect
-from launcher.messages.client_messages import Accepted, Generate, Progress
+from launcher.messages.client_messages import MODERATIONS, Accepted, Generate, Progress
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, draw_seed, in_own_names, usable_seed
@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from launcher.requests.check import CheckedRequest
 
 _REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
-_SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height", "output_compression")  # of all prompts
+_SETTINGS = (
+    "steps", "guidance", "negative_prompt", "mu", "width", "height", "output_compression", "moderation", "user",
+)  # of all prompts  # fmt: skip
 
 
 @click.command(cls=ExplainedCommand)
@@ -74,6 +76,10 @@ _SETTINGS = ("steps", "guidance", "negative_prompt", "mu", "width", "height", "o
     "--output-compression", type=WHOLE_NUMBER, help="The quality of jpg and webp: 0 to 100, the best.  [default: high]"
 )
 @click.option("--no-metadata", is_flag=True, help="Leave prompt, seed and settings out of the file.")
+@click.option(
+    "--moderation", type=click.Choice(MODERATIONS), default="auto", help="Which thresholds a --filter is to apply."
+)
+@click.option("--user", help="Whom the images are for, for an --audit-log.")
 @explain_option
 def generate(
     prompts: tuple[str, ...],

@@ -24,11 +24,12 @@ from launcher.setup.nearest import nearest
 
 MAX_BYTES = 64 * 2**20  # of a file of prompts
 _LISTS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml")
-_TEXTS = ("prompt", "negative_prompt", "output", "strength_steps", *PICTURES)
+_TEXTS = ("prompt", "negative_prompt", "output", "strength_steps", "moderation", "user", *PICTURES)
 _LORAS = 'a list, as ["NAME", {"name": "NAME", "strength": 0.8}]'
 _KNOWN = (
     *_TEXTS, "seed", "steps", "guidance", "width", "height", "size", "num_images", "mu", "loras", "output_compression",
-    "metadata", "priority", "timeout_s", "strength", "outpaint", "mask_crop", "mask_feather", *ALIASES,
+    "metadata", "priority", "timeout_s", "strength", "outpaint", "mask_crop", "mask_feather", "moderation",
+    "user", *ALIASES,
 )  # fmt: skip
 
 

@@ -56,6 +56,8 @@ class OwnParameters(TypedDict, total=False):
     outpaint: Annotated[Mapping[str, int] | None, 'Pixels to add to `image`, as {"left": 256, "top": 64}.']
     mask_crop: Annotated[int | None, "Draw only the masked part and so many pixels around it, at full size."]
     mask_feather: Annotated[int | None, "Pixels over which what is drawn fades into what stays. None: 8."]
+    moderation: Annotated[str, "Which thresholds the engine's filters apply: auto or low."]
+    user: Annotated[str | None, "Whom the picture is for, at most 256 characters: goes into the audit log."]
 
 
 class Parameters(OwnParameters, total=False):
@@ -66,6 +68,7 @@ class Parameters(OwnParameters, total=False):
     num_images_per_prompt: int | None
     n: int | None
     size: str | None
+    safety_identifier: str | None
 
 
 _OWN = get_type_hints(OwnParameters, include_extras=True)

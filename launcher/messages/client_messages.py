@@ -17,6 +17,7 @@ PROTOCOL_VERSION = 5
 LONGEST_REQUEST_ID = 64  # characters
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
 LONGEST_IDEMPOTENCY_KEY = 255  # characters
+MODERATIONS = ("auto", "low")  # the two sets of the filters' thresholds, by OpenAI's names
 IdempotencyKey = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_IDEMPOTENCY_KEY, pattern=r"^[ -~]*\Z")]
 
 
@@ -53,7 +54,8 @@ class Generate(_Versioned, frozen=True, kw_only=True, omit_defaults=True):
     seed: -1 is drawn, too. output_compression: the quality of JPEG and WebP files; 100 is best. preview_every: denoise
     steps of an image between its previews; None for no previews. idempotency_key: a request of the same caller with the
     same one joins this one, or gets its answer. caller: whose request a process of the server's own sends; from others
-    it is an error. explain: the last `Image` is to say where the time went. A flat record, as the protocol's is.
+    it is an error. explain: the last `Image` is to say where the time went. moderation: which of the filters' two
+    sets of thresholds is applied. user: whom the client asks for, for the audit log. A flat record, as the protocol's.
 
     pictures: what the binary frames behind it are, in this order: the file of an `image` to begin from, and of a `mask`
     of what is repainted. strength: how much of it changes, 0 to 1. strength_steps: whether all `steps` are run ("full")
@@ -87,6 +89,8 @@ class Generate(_Versioned, frozen=True, kw_only=True, omit_defaults=True):
     outpaint: Outpaint | None = None
     mask_crop: int | None = None
     mask_feather: int | None = None
+    moderation: str = "auto"
+    user: str | None = None
 
 
 class Cancel(_Versioned, frozen=True, kw_only=True):

@@ -22,6 +22,7 @@ ALIASES = {
     "guidance_scale": "guidance",
     "n": "num_images",
     "num_images_per_prompt": "num_images",
+    "safety_identifier": "user",
 }
 # And all others that are the same.
 SYNONYMS = {**ALIASES, **{name: other.own for name, other in OTHERS.items() if other.own is not None}}
@@ -82,7 +83,9 @@ def in_own_names(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, .
         width, height = read_size("size", named["size"])
         meant += [("width", "size", width), ("height", "size", height)]
     for name, alias, value in meant:
-        if own.setdefault(name, value) != value:
+        if alias == "safety_identifier":  # which OpenAI has in place of user, and clients send beside it
+            own[name] = value
+        elif own.setdefault(name, value) != value:
             says = " 1, which is off" if alias == "guidance_scale" and is_off else f", which says {value}"
             raise ArgumentError(f"{name} {own[name]} contradicts {alias}{says}", parameter=name)
     return own, warnings

@@ -115,8 +115,7 @@ TABLE: tuple[Other, ...] = (
     ),
     # What every client of OpenAI's sends by habit.
     Other(("quality",), _OPENAI, "`steps` decides", ignored=True, quiet=True),
-    Other(("style", "moderation", "complexity"), _OPENAI, "it changes nothing", ignored=True, quiet=True),
-    Other(("user", "safety_identifier"), _OPENAI, "it changes nothing", ignored=True, quiet=True),
+    Other(("style", "complexity"), _OPENAI, "it changes nothing", ignored=True, quiet=True),
     Other(("background",), _OPENAI, "images are opaque", ignored=True, nothing=("auto", "opaque")),
     Other(
         ("input_fidelity",), _OPENAI, "`strength` says how much of the picture is drawn anew", ignored=True,

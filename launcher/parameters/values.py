@@ -73,8 +73,21 @@ def outpaint(name: str, value: object) -> dict[str, int]:
     return {side: whole(f"{name}.{side}", pixels) for side, pixels in sides.items()}
 
 
-def _format(_: str, value: object) -> object:
-    word = value.lower() if isinstance(value, str) else value
+def identifier(name: str, value: object) -> str:
+    """Read a name of somebody, which may be a number. Raises `ArgumentError` about `name`."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _HUGE:
+        return str(value)
+    raise ArgumentError(f"{name} must be a text", parameter=name)
+
+
+def _word(_: str, value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _format(name: str, value: object) -> object:
+    word = _word(name, value)
     return "jpeg" if word == "jpg" else word
 
 
@@ -87,6 +100,8 @@ READERS: Mapping[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(("metadata", "explain", "stream", "progress"), switch),
     "output_format": _format,
     "outpaint": outpaint,
+    "moderation": _word,
+    "user": identifier,
 }
 # Texts that may be empty. Of all other parameters an empty one is what a form has where nothing was filled in.
 TEXTS = frozenset({"prompt", "negative_prompt", "output", "request_id", "idempotency_key"})

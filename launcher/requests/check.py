@@ -13,7 +13,7 @@ from typing import TypeVar
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.pictures.strength import MOST_SCHEDULE_STEPS, steps_of
-from launcher.messages.client_messages import Generate
+from launcher.messages.client_messages import MODERATIONS, Generate
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, usable_seed
@@ -21,6 +21,7 @@ from launcher.pictures.prepared import PreparedPicture
 from launcher.pictures.wanted import check_picture
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
+LONGEST_USER = 256  # characters
 MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
 MAX_PRIORITY = 100
 MAX_TIMEOUT_S = 86_400  # seconds
@@ -70,6 +71,8 @@ class CheckedRequest:
     mask_crop: int | None = None
     mask_feather: int | None = None
     picture: PreparedPicture | None = None
+    moderation: str = "auto"
+    user: str | None = None
 
     @property
     def answer_size(self) -> tuple[int, int]:
@@ -151,6 +154,13 @@ def check(
         raise ArgumentError.of("timeout_s", f"above 0 and at most {MAX_TIMEOUT_S}", request.timeout_s)
     if request.output_format not in OUTPUT_FORMATS:
         raise ArgumentError.of("output_format", f"one of {', '.join(OUTPUT_FORMATS)}", request.output_format)
+    if request.moderation not in MODERATIONS:
+        raise ArgumentError.of("moderation", f"one of {', '.join(MODERATIONS)}", request.moderation)
+    if request.user is not None and len(request.user) > LONGEST_USER:
+        told = (
+            f"user must be at most {LONGEST_USER} characters, got {len(request.user)}"  # and not who, which is logged
+        )
+        raise ArgumentError(told, parameter="user")
     compression = request.output_compression
     if compression is not None:
         _between("output_compression", compression, 0, BEST_COMPRESSION)
@@ -186,6 +196,8 @@ def check(
         mask_crop=request.mask_crop,
         mask_feather=request.mask_feather,
         picture=picture,
+        moderation=request.moderation,
+        user=request.user,
     )
 
 

@@ -160,6 +160,18 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         None, description="Over how many pixels beside the mask old and new pass into each other. Default: 8."
     )
 
+    moderation: Literal["auto", "low"] | None = Field(
+        None, description="Which thresholds the server's filters apply; low is the milder set. Default: auto."
+    )
+    user: str | None = Field(
+        None,
+        description="Whom the images are for, at most 256 characters, best a hash: for the server's audit log. "
+        "Default: nobody.",
+    )
+    safety_identifier: str | None = Field(
+        None, description="Another name of user, which goes before it. Default: user."
+    )
+
     explain: bool | None = Field(
         None, description="Whether to answer, as explanation, where the time went. Default: false."
     )
@@ -171,10 +183,7 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         None, description="Ignored: steps decides."
     )
     style: Literal["vivid", "natural"] | None = Field(None, description="Ignored.")
-    moderation: Literal["auto", "low"] | None = Field(None, description="Ignored.")
     complexity: Literal["low", "medium", "high"] | None = Field(None, description="Ignored.")
-    user: str | None = Field(None, description="Ignored.")
-    safety_identifier: str | None = Field(None, description="Ignored.")
 
     _given: dict[str, Any] = PrivateAttr(default_factory=dict)
     _warnings: tuple[str, ...] = PrivateAttr(())

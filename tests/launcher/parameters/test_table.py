@@ -18,7 +18,7 @@ from launcher.parameters.values import PICTURES
 from tests.docs.documents import ROOT
 
 DOCUMENT = (ROOT / "docs" / "parameters.md").read_text()
-IGNORED_AS_OPENAI = {"quality", "style", "moderation", "complexity", "user", "safety_identifier", "background"}
+IGNORED_AS_OPENAI = {"quality", "style", "complexity", "background"}
 
 IMAGE, AROUND = {"image": ["a"], "mask": b"b"}, {"mask_feather": 4, "mask_crop": 32}
 VALUES = ("maximum", "high", "medium", "low", "scale", "path", "square_hd")  # of other programs
@@ -65,7 +65,10 @@ def test_each_name_is_there_once_and_is_none_of_ours() -> None:
         ({"true_cfg_scale": "1.0", "guidance": 0}, {"guidance": 0}),
         ({"aspect_ratio": "1:1", "megapixels": "1", "n_iter": 1, "num_frames": 1, "frame_count": "1"}, {}),
         ({"images": [], "mask_image": "", "init_image": {}, "subseed": -1, "subseed_strength": 0.0}, {}),
-        ({"quality": "ultra", "style": "", "user": 3, "moderation": None, "complexity": ["x"]}, {}),
+        ({"quality": "ultra", "style": "", "complexity": ["x"]}, {}),
+        ({"user": 3, "moderation": "Low"}, {"user": "3", "moderation": "low"}),
+        ({"user": "a", "safety_identifier": "b", "moderation": None}, {"user": "b"}),
+        ({"user": "a", "safety_identifier": ""}, {"user": "a"}),
         ({"background": "opaque", "enable_teacache": False, "go_fast": "false", "acceleration": "none"}, {}),
         ({"generator_device": "CPU", "max_sequence_length": 512, "scheduler": "Euler", "clip_skip": 0}, {}),
         ({"disable_safety_checker": True, "save_output": True}, {}),

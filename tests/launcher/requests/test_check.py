@@ -119,6 +119,8 @@ def test_prompts_are_taken_as_they_are(prompt: str) -> None:
         ({"output_compression": 101}, "output_compression must be between 0 and 100, got 101"),
         ({"output_compression": -1, "output_format": "webp"}, "output_compression must be between 0 and 100, got -1"),
         ({"output_format": "gif"}, "output_format must be one of png, jpeg, webp, got 'gif'"),
+        ({"moderation": "high"}, "moderation must be one of auto, low, got 'high'"),
+        ({"user": "x" * 257}, "user must be at most 256 characters, got 257"),
         ({"priority": 101}, "priority must be between -100 and 100, got 101"),
         ({"timeout_s": 0.0}, "timeout_s must be above 0 and at most 86400, got 0.0"),
         ({"timeout_s": float("nan")}, "timeout_s must be above 0 and at most 86400, got nan"),

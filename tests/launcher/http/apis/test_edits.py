@@ -58,6 +58,7 @@ def test_a_form_with_a_picture_and_its_mask(server: tuple[TestClient, FakeLink])
     assert tuple(asked.loras) == (LoraChoice(name="ink", strength=0.5), LoraChoice(name="oil"))
     assert (asked.outpaint, asked.explain, asked.idempotency_key) == (Outpaint(left=16, top=32), True, "k")
     assert (asked.output_format, asked.output_compression) == ("webp", 80)
+    assert (asked.moderation, asked.user) == ("low", "a")
     assert [base64.b64decode(image["b64_json"]) for image in answer["data"]] == [IMAGE] * 2
     assert answer["size"] == "96x64"
     assert answer["usage"] == {
