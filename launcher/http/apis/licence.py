@@ -24,7 +24,7 @@ _SCHEMA = object_schema(
             {
                 "name": constant("krea2-engine"),
                 "version": text("Of this server.", "1.0"),
-                "license": constant(SOFTWARE),
+                "license": constant(SOFTWARE, "Of this software."),
             }
         ),
         "notice": text("The notice, as text/plain has it.", "Pictures that come from this server …"),
