@@ -110,6 +110,12 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.requests",
         "launcher.threads",
     },
+    "launcher.frontend.delivery": {
+        *_CHILDREN,
+        "launcher.requests",
+        "launcher.requests.explained",
+        "launcher.frontend.admission",
+    },
     "launcher.frontend": {
         *_CHILDREN,
         "launcher.pictures",
@@ -120,6 +126,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.provenance",
         "launcher.service_manager",
         "launcher.frontend.admission",
+        "launcher.frontend.delivery",
     },
     "launcher.auto_mode": {*_CHILDREN, "launcher.kept"},
     "launcher.setup": {

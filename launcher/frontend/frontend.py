@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,15 +22,16 @@ from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import CancelledError, Krea2Error, ServerError
 from engine.step import Step
 from launcher.frontend.admission import key_files
-from launcher.frontend.clients import Clients
+from launcher.frontend.delivery.clients import Clients
+from launcher.frontend.delivery.metrics import Metrics
+from launcher.frontend.delivery.replies import Replies
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.live_requests import LiveRequests
 from launcher.frontend.lora_registry import open_registry
 from launcher.frontend.lora_service import LoraService
-from launcher.frontend.metrics import Metrics
-from launcher.frontend.replies import Replies
+from launcher.frontend.status import StatusReports
 from launcher.frontend.warm_up import AfterWarmUp
-from launcher.logs import dropped_lines, log_event
+from launcher.logs import log_event
 from launcher.messages import client_messages as messages
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import Files, as_krea2_error, describe
@@ -81,7 +81,6 @@ class Frontend:
         log_event("starting", version=engine.__version__, pid=os.getpid(), **options)
         self._config, self._on_started, self._on_stage = config, on_started, on_stage
         self._manager = ServiceManager() if manager is None else manager
-        self._began = time.monotonic()
         self._was_ready = False
         self._tasks: set[asyncio.Task[object]] = set()
         self._metrics = Metrics()
@@ -111,6 +110,9 @@ class Frontend:
         )  # fmt: skip
         self._requests = LiveRequests(
             config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn
+        )
+        self._reports = StatusReports(
+            config, self._metrics, self._clients, self._dispatcher, self._loras, self._requests, self._replies
         )
         if own_clients is not None:
             own_clients.follow(self._own_client_ended)
@@ -186,45 +188,9 @@ class Frontend:
             case messages.LoadLora() | messages.UnloadLora() | messages.ListLoras():
                 self._loras.handle(client, message)
             case messages.Status():
-                self._clients.send(client, self._status())
+                self._clients.send(client, self._reports.status())
             case messages.Metrics():
-                self._clients.send(client, messages.MetricsReply(), self._render_metrics())
-
-    def _status(self) -> messages.StatusReply:
-        engine, ranks = self._config.engine, self._dispatcher.status
-        not_ready = "it is being stopped" if self._requests.draining else ranks.not_ready
-        waiting, running = self._requests.waiting_and_running
-        return messages.StatusReply(
-            model=engine.name,
-            tp=engine.tp, sp=engine.sp, cfg_parallel=engine.cfg_parallel,
-            device=ranks.first.device if ranks.first else None,
-            ready=not_ready is None,
-            not_ready=not_ready,
-            stage=ranks.stage,
-            uptime_s=time.monotonic() - self._began,
-            waiting=waiting, running=running,
-            done=self._replies.num_done,
-            failed=self._replies.num_failed,
-            dropped_messages=self._clients.dropped_messages,
-            restarts=ranks.restarts, given_up=ranks.given_up is not None,
-            rank_memory=ranks.rank_memory,
-            memory_plan=ranks.first.memory_plan if ranks.first else (),
-            loras=self._loras.listed(),
-            merged_loras=self._loras.merged(),
-            quarantined=self._dispatcher.supervisor.gpus.quarantined,
-            backlog_s=self._dispatcher.scheduler.backlog_s(time.monotonic()),
-        )  # fmt: skip
-
-    def _render_metrics(self) -> bytes:
-        status = self._status()
-        decode_waiting, decode_running = self._dispatcher.scheduler.images_to_decode()
-        return self._metrics.render(
-            status.rank_memory, requests_waiting=status.waiting, requests_running=status.running,
-            decode_waiting=decode_waiting, decode_running=decode_running, ready=status.ready,
-            backlog_seconds=status.backlog_s, token_budget=self._dispatcher.scheduler.token_budget,
-            dropped_messages=status.dropped_messages, dropped_log_lines=dropped_lines(), loras=len(status.loras),
-            rpc_connections=self._clients.connections, lora_bytes=self._loras.bytes_held,
-        )  # fmt: skip
+                self._clients.send(client, messages.MetricsReply(), self._reports.render_metrics())
 
     def _own_client_ended(self, client: bytes) -> None:
         self._clients.end_own(client)
@@ -238,7 +204,7 @@ class Frontend:
             gone = self._clients.end_leases(self._config.lease_s)
             self._requests.abandon(set(gone), CancelledError("the client is gone"))
             self._dispatcher.check_decoder()
-            reason, budget = self._status().not_ready, self._dispatcher.scheduler.token_budget
+            reason, budget = self._reports.not_ready, self._dispatcher.scheduler.token_budget
             ready = reason is None
             if ready != self._was_ready:
                 log_event("ready" if ready else "not ready", token_budget=budget, reason=reason)

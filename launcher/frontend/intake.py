@@ -17,9 +17,9 @@ from launcher.frontend.admission.deadlines import Deadlines
 from launcher.frontend.admission.key_limits import Allowances, InFlight
 from launcher.frontend.admission.repeats import Repeats
 from launcher.frontend.admission.uploads import Arrival, Spawn, Tell, Uploads
+from launcher.frontend.delivery.tracked_requests import TrackedRequest, TrackedRequests, without_picture
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
-from launcher.frontend.tracked_requests import TrackedRequest, TrackedRequests, without_picture
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error

@@ -12,23 +12,22 @@ from collections.abc import Collection, Container, Iterator
 from engine import errors
 from engine.config.model_config import ModelConfig
 from engine.scheduling.outlook import Estimate
-from engine.step import Job, Step
+from engine.step import Step
 from launcher.awake import RealTimer
 from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.key_limits import Allowances
 from launcher.frontend.admission.uploads import Arrival, Spawn
+from launcher.frontend.delivery.finishing import Finishing
+from launcher.frontend.delivery.replies import Replies
+from launcher.frontend.delivery.tracked_requests import DEATHS_FATAL, TrackedRequest, TrackedRequests
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.intake import Intake
 from launcher.frontend.lora_service import LoraService
-from launcher.frontend.replies import Replies
-from launcher.frontend.tracked_requests import DEATHS_FATAL, TrackedRequest, TrackedRequests
-from launcher.logs import log_exception
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
-from launcher.messages.encoding import Files, describe
+from launcher.messages.encoding import Files
 from launcher.messages.rank_messages import Decoded, DoneStep, JobFailed, Previewed
 from launcher.ranks.rank_group import JobReport
-from launcher.requests.image_files import encode_image, in_thread
 from launcher.requests.not_finite import no_picture
 from launcher.requests.rank_memory import RankMemory
 from launcher.requests.tokenizer import PromptTokenizer
@@ -53,7 +52,7 @@ class LiveRequests:
         spawn: Spawn,
     ) -> None:
         self._config = config
-        self._replies, self._dispatcher, self._loras, self._spawn = replies, dispatcher, loras, spawn
+        self._replies, self._dispatcher, self._loras = replies, dispatcher, loras
         self.draining = False
         self._requests = TrackedRequests()
         self.allowances = Allowances(config.limits.max_queue, config.key_limits)
@@ -63,6 +62,9 @@ class LiveRequests:
             tell=lambda follower, caller, error: self.give_up(*follower, caller, error),
         )  # fmt: skip
         self._uploads = self._intake.uploads
+        self._finishing = Finishing(
+            replies, spawn, made_with=loras.made_with, fail=self._fail, on_done=lambda request: self._end(request, None)
+        )
 
     @property
     def all_acknowledged(self) -> bool:
@@ -268,7 +270,7 @@ class LiveRequests:
             self._replies.progress(request, self._estimate(request))
 
     def job_reported(self, report: JobReport, rgb: bytes) -> None:
-        """Send an image or a preview on, as a file that is written in a thread, or end the request of a failed job."""
+        """Have an image or a preview finished and sent, or end the request of a failed job."""
         found = self._requests.with_job(report.job_id)
         if found is None:
             return
@@ -277,24 +279,8 @@ class LiveRequests:
             case JobFailed(code=code, message=message):
                 self._fail(request, errors.error_from_code(code, message))
             case Previewed():
-                self._spawn(self._replies.preview(request, job, report, rgb))
+                self._finishing.preview(request, job, report, rgb)
             case Decoded(finite=False):
                 self._fail(request, no_picture(job.seed, request.checked, self._config.engine.merge_loras))
             case Decoded():
-                came = time.monotonic()
-                request.image_came(report, came)
-                self._spawn(self._send_image(request, job, rgb, came))
-
-    async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:
-        try:
-            made_with = self._loras.made_with(request.number)
-            pixels = request.checked.pixels
-            file = await in_thread(pixels, encode_image, rgb, request.checked, seed=job.seed, made_with=made_with)
-        except Exception as error:
-            log_exception(error)
-            self._fail(request, errors.Krea2Error(f"the image could not be written as a file: {describe(error)}"))
-        await request.written(job.job_id, came, time.monotonic())
-        if request.ended:  # cancelled, or failed, meanwhile
-            return
-        if self._replies.image(request, job, file):
-            self._end(request, None)
+                self._finishing.image(request, job, report, rgb)

@@ -12,7 +12,7 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, LoraError
 from engine.lora.files import AdapterFile
 from engine.step import Step
-from launcher.frontend.clients import Clients
+from launcher.frontend.delivery.clients import Clients
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_registry import LoraEntry, LoraRegistry, log_fields
 from launcher.logs import log_event

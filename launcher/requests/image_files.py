@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import msgspec
 
@@ -25,28 +25,38 @@ _small_pictures = ThreadPoolExecutor(_THREADS, thread_name_prefix="small picture
 _large_pictures = ThreadPoolExecutor(_THREADS, thread_name_prefix="large pictures")
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
-async def in_thread(pixels: int, write: Callable[P, bytes], *arguments: P.args, **named: P.kwargs) -> bytes:
-    """Call `write`, which makes a file of so many pixels, in a thread where only such as large ones go before it."""
+async def in_thread(pixels: int, write: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+    """Call `write`, which works on so many pixels, in a thread where only what is as large goes before it."""
     pool = _small_pictures if pixels <= _SMALL else _large_pictures
     return await asyncio.wrap_future(pool.submit(write, *arguments, **named))
 
 
 def encode_image(
-    rgb: bytes, request: CheckedRequest, *, seed: int, made_with: Mapping[str, Any] = MappingProxyType({})
+    rgb: bytes,
+    request: CheckedRequest,
+    *,
+    seed: int,
+    made_with: Mapping[str, Any] = MappingProxyType({}),
+    finished: bool = False,
 ) -> bytes:
     """Write an RGB image of height · width · 3 bytes, put into the picture that it begins from, as a file in the
     request's format.
 
     It carries prompt, seed and settings, as `save_options` writes them, unless the request says otherwise.
-    made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`.
+    made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`. finished: the pixels are those of
+    `finish_image`.
     """
     from PIL import Image
 
-    image = Image.frombytes("RGB", (request.width, request.height), rgb)
-    if request.picture is not None:
-        image = request.picture.finish(image)
+    if finished:
+        image = Image.frombytes("RGB", request.answer_size, rgb)
+    else:
+        image = Image.frombytes("RGB", (request.width, request.height), rgb)
+        if request.picture is not None:
+            image = request.picture.finish(image)
     made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with)} if request.metadata else None
     options = save_options(request.output_format, made)
     if request.output_compression is not None and request.output_format != "png":
@@ -56,12 +66,31 @@ def encode_image(
     return file.getvalue()
 
 
-def encode_preview(rgb: bytes, width: int, height: int, picture: PreparedPicture | None = None) -> bytes:
-    """Write a small RGB picture of height · width · 3 bytes as a JPEG file. picture: what the image begins from."""
+def finish_image(rgb: bytes, width: int, height: int, picture: PreparedPicture) -> bytes:
+    """Put the pixels of a drawn image into the picture that it begins from. Returns those of the answer's size."""
+    from PIL import Image
+
+    return picture.finish(Image.frombytes("RGB", (width, height), rgb)).tobytes()
+
+
+def finish_preview(rgb: bytes, width: int, height: int, picture: PreparedPicture) -> tuple[bytes, int, int]:
+    """Put the pixels of a preview into a small one of the picture that the image begins from. Returns pixels, width and
+    height."""
+    from PIL import Image
+
+    image = picture.finish_preview(Image.frombytes("RGB", (width, height), rgb))
+    return image.tobytes(), image.width, image.height
+
+
+def encode_preview(
+    rgb: bytes, width: int, height: int, picture: PreparedPicture | None = None, *, finished: bool = False
+) -> bytes:
+    """Write a small RGB picture of height · width · 3 bytes as a JPEG file. picture: what the image begins from.
+    finished: the pixels are those of `finish_preview`, as are width and height."""
     from PIL import Image
 
     image = Image.frombytes("RGB", (width, height), rgb)
-    if picture is not None:
+    if picture is not None and not finished:
         image = picture.finish_preview(image)
     file = io.BytesIO()
     image.save(file, "jpeg", quality=85)

@@ -13,8 +13,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine.step import StepTimes
-from launcher.frontend import metrics as frontend_metrics
-from launcher.frontend.metrics import Metrics
+from launcher.frontend.delivery import metrics as frontend_metrics
+from launcher.frontend.delivery.metrics import Metrics
 from launcher.http.workers.metrics import HttpMetrics
 from launcher.ray.replaying.counts import Counts
 from launcher.requests.timings import STAGES

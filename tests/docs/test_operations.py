@@ -11,9 +11,10 @@ import pytest
 from engine import errors
 from engine.config.bounded_json import FILE_LIMITS, LARGEST_JSON
 from launcher import lines
-from launcher.frontend import clients, dispatcher, intake, live_requests
+from launcher.frontend import dispatcher, intake, live_requests
 from launcher.frontend.admission import deadlines, followers, repeats
-from launcher.frontend.metrics import Metrics
+from launcher.frontend.delivery import clients
+from launcher.frontend.delivery.metrics import Metrics
 from launcher.http import bodies, guard, protocol
 from launcher.http.answers.errors import STATUS_OF_CODE, error_body
 from launcher.http.page_files import PAGE

@@ -23,7 +23,7 @@ from engine.errors import Krea2Error
 from launcher.client.async_client import LOAD_LORA_S, AsyncClient
 from launcher.client.connection import ASK_AGAIN_S, PING_S, SILENCE_S
 from launcher.explanation import PARTS, Explanation, Stage
-from launcher.frontend.clients import MAX_CLIENTS
+from launcher.frontend.delivery.clients import MAX_CLIENTS
 from launcher.frontend.intake import _MOST_PICTURE_BYTES
 from launcher.messages.client_messages import PROTOCOL_VERSION, Reply, Request
 from launcher.messages.configs import FrontendConfig

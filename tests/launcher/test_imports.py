@@ -21,7 +21,7 @@ WITHOUT_TORCH = (
     "client.async_client",
     "client.client",
     "client.connection",
-    "frontend.clients",
+    "frontend.delivery.clients",
     "frontend.frontend",
     "frontend.process",
     "http.app",

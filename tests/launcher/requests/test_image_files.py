@@ -18,7 +18,7 @@ from engine.pictures.pixels import Pixels
 from launcher.messages.message_parts import Outpaint
 from launcher.pictures.prepared import Patch, PreparedPicture
 from launcher.requests.check import CheckedRequest
-from launcher.requests.image_files import encode_image, in_thread
+from launcher.requests.image_files import encode_image, encode_preview, finish_image, finish_preview, in_thread
 from launcher.requests.image_metadata import read_infotext, read_made
 from launcher.requests.infotext import infotext
 from tests.launcher.processes import PATIENCE_S
@@ -136,6 +136,11 @@ def test_a_file_that_began_from_a_picture_says_how_and_has_the_answer_s_size(out
     assert {name: made.get(name) for name in told} == told
     assert "mask_crop" not in made
     assert ", Denoising strength: 0.5, " in infotext(made)
+    request = replace(REQUEST, output_format=output_format, strength=0.5, **fields)
+    finished = encode_image(finish_image(PIXELS.tobytes(), 32, 16, picture), request, seed=8, finished=True)
+    assert finished == encode_image(PIXELS.tobytes(), request, seed=8)  # in two steps as in one
+    preview = encode_preview(*finish_preview(PIXELS.tobytes(), 32, 16, picture), picture, finished=True)
+    assert preview == encode_preview(PIXELS.tobytes(), 32, 16, picture)
 
 
 def test_what_is_pasted_into_a_large_picture_counts_as_one() -> None:

@@ -13,7 +13,7 @@ import pytest
 from engine.errors import ArgumentError, RateLimitedError
 from launcher.client.async_client import AsyncClient
 from launcher.frontend.admission.key_limits import Allowances, InFlight, KeyLimit, KeyLimits
-from launcher.frontend.metrics import Metrics
+from launcher.frontend.delivery.metrics import Metrics
 from launcher.messages.api_keys import ApiKey
 from launcher.messages.client_messages import Accepted, Generate
 from launcher.messages.keys import make_keys

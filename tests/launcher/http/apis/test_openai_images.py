@@ -16,7 +16,7 @@ from PIL import Image
 
 from engine.config.model_config import ModelConfig
 from launcher.client.async_client import AsyncClient
-from launcher.frontend import replies
+from launcher.frontend.delivery import finishing
 from launcher.http.answers.drawing import to_generate
 from launcher.http.apis.openai_body import ImageRequest, to_parameters
 from launcher.messages.limits import Limits
@@ -136,7 +136,7 @@ def test_partial_images_come_before_an_image_and_never_more_than_were_asked_for(
 
 
 def test_a_partial_image_does_not_come_after_a_later_one(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    encode, calls = replies.encode_preview, itertools.count()
+    encode, calls = finishing.encode_preview, itertools.count()
     later, first = threading.Event(), threading.Event()  # whether these are encoded
 
     def encode_the_first_last(*arguments: Any) -> bytes:
@@ -147,7 +147,7 @@ def test_a_partial_image_does_not_come_after_a_later_one(run_folder: Path, monke
         (first if number == 0 else later).set()
         return file
 
-    monkeypatch.setattr(replies, "encode_preview", encode_the_first_last)
+    monkeypatch.setattr(finishing, "encode_preview", encode_the_first_last)
 
     async def test() -> None:
         async with openai_client(run_folder) as (client, fakes, _):

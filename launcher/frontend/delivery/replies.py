@@ -10,14 +10,13 @@ from engine.errors import CancelledError, Krea2Error, RequestTimeoutError
 from engine.scheduling.outlook import Estimate
 from engine.step import Job
 from launcher.frontend.admission.followers import Follower
-from launcher.frontend.clients import Clients, failure
-from launcher.frontend.metrics import Metrics
-from launcher.frontend.tracked_requests import TrackedRequest
+from launcher.frontend.delivery.clients import Clients, failure
+from launcher.frontend.delivery.metrics import Metrics
+from launcher.frontend.delivery.tracked_requests import TrackedRequest
 from launcher.logs import log_event
 from launcher.messages.api_keys import ANONYMOUS
 from launcher.messages.client_messages import Accepted, Failed, Image, Message, Preview, Progress
 from launcher.messages.rank_messages import Previewed
-from launcher.requests.image_files import encode_preview, in_thread
 
 
 class Replies:
@@ -55,13 +54,8 @@ class Replies:
         )
         self._send(request.followers, "progress", progress)
 
-    async def preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
-        """Send a JPEG file of an image as it was after a step, unless it has taken so long to write that a later one
-        has gone."""
-        attempt, picture = request.attempt, request.checked.picture
-        file = await in_thread(len(rgb) // 3, encode_preview, rgb, previewed.width, previewed.height, picture)
-        if request.ended or not request.is_newest(job, attempt, previewed.step):
-            return
+    def preview(self, request: TrackedRequest, job: Job, previewed: Previewed, file: bytes) -> None:
+        """Send a JPEG file of an image as it was after a step."""
         index = request.plan.jobs.index(job)
         preview = Preview(request_id="", index=index, step=previewed.step, steps=job.steps, attempt=request.attempt)
         self._metrics.previews.inc()

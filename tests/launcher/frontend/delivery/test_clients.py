@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from engine.errors import ServerError
 from launcher.client.async_client import AsyncClient
-from launcher.frontend.clients import _OUTBOX_MESSAGES, Clients
+from launcher.frontend.delivery.clients import _OUTBOX_MESSAGES, Clients
 from launcher.messages.client_messages import (
     Accepted,
     Acknowledge,
@@ -154,7 +154,7 @@ def test_what_a_client_does_not_take_waits_in_bounded_room_and_the_newest_replac
 def test_a_burst_of_connections_while_the_event_loop_is_kept_leaves_those_that_are_there_theirs(
     run_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.frontend.clients.room_for_connections", lambda **_: 3)
+    monkeypatch.setattr("launcher.frontend.delivery.clients.room_for_connections", lambda **_: 3)
 
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
