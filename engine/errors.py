@@ -100,6 +100,28 @@ class OutOfMemoryError(Krea2Error, code="out_of_memory"):
     """The device ran out of memory over an image that it had to itself; the engine goes on."""
 
 
+class ModerationBlockedError(Krea2Error, code="moderation_blocked"):
+    """A content filter has blocked the prompt, a picture of the request, or the image.
+
+    category: of what was found, in the filter's words.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        parameter: str | None = None,
+        retry_after_s: float | None = None,
+        category: str | None = None,
+    ) -> None:
+        super().__init__(message, parameter=parameter, retry_after_s=retry_after_s)
+        self.category = category
+
+
+class FilterUnavailableError(Krea2Error, code="filter_unavailable"):
+    """A content filter did not answer in time, or not as it must, so that nothing that it has not seen is let out."""
+
+
 class QueueFullError(Krea2Error, code="queue_full"):
     """The queue holds as many requests as it may; come back later."""
 
@@ -135,10 +157,16 @@ class ServerError(Krea2Error, code="server_unavailable"):
 
 
 def error_from_code(
-    code: str, message: str, parameter: str | None = None, retry_after_s: float | None = None
+    code: str,
+    message: str,
+    parameter: str | None = None,
+    retry_after_s: float | None = None,
+    category: str | None = None,
 ) -> Krea2Error:
-    """Make the error that a `failed` reply stands for, as the client raises it."""
+    """Make the error that a `failed` reply stands for, as the client raises it. category: of what was blocked."""
     kind = next((kind for kind in Krea2Error.__subclasses__() if kind.code == code), Krea2Error)
     error = kind(message, parameter=parameter, retry_after_s=retry_after_s)
     error.code = code
+    if isinstance(error, ModerationBlockedError):
+        error.category = category
     return error

@@ -101,6 +101,8 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.apis.chat",
         "launcher.http.docs",
     },
+    "launcher.filters": _CHILDREN,
+    "launcher.filters.built_in": {"launcher.filters", "launcher.hub", "launcher.logs", "launcher.threads"},
     "launcher.ranks": _CHILDREN,
     "launcher.frontend.admission": {
         "launcher.awake",
@@ -118,6 +120,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.frontend": {
         *_CHILDREN,
+        "launcher.filters",
         "launcher.pictures",
         "launcher.requests",
         "launcher.requests.explained",
@@ -131,6 +134,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.auto_mode": {*_CHILDREN, "launcher.kept"},
     "launcher.setup": {
         *_CHILDREN,
+        "launcher.filters",
         "launcher.client",
         *_NAMED,
         "launcher.frontend",
@@ -201,6 +205,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.messages",
         "launcher.messages.connections",
         "launcher.pictures",
+        "launcher.filters",
         "launcher.http",
         "launcher.ranks",
         "launcher.frontend",

@@ -23,8 +23,28 @@ class LoraFile(msgspec.Struct, frozen=True, kw_only=True):
     strength: float = 1.0
 
 
+class FilterSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A content filter, as the operator wants it (`launcher/filters/spec.py`).
+
+    name: of the kind of filter; label: of this one, in findings, metrics and errors. value and options: what it is made
+    of. thresholds: by moderation (`auto`, `low`), action (`block`, `blur`, `log`) and category, "*" for all others.
+    workers: processes. timeout_s: for a check, waiting included. batch: how much it gets at once, None for what it says
+    itself. only: `prompts` or `images`, None for both.
+    """
+
+    name: str
+    label: str
+    value: str = ""
+    options: dict[str, str] = {}
+    thresholds: dict[str, dict[str, dict[str, float]]] = {}
+    workers: int = 1
+    timeout_s: float = 20.0
+    batch: int | None = None
+    only: str | None = None
+
+
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 19.
+    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 21.
 
     run_folder: for sockets; made by the front-end, or before by the external_ranks, which somebody else starts.
     ranks_host: this machine's name for ranks on others, None if there are none. rpc: where clients come, None for a
@@ -36,7 +56,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     hanging, and sooner once it is known how long steps take; a client that is silent for lease_s is gone, but for
     the parent's own, client_name, with which the front-end ends. block_format:
     the weight format of most of the blocks' matrices. hash_files: read files whose hashes are not known, for pictures
-    to say.
+    to say. filters: what checks prompts and pictures; filter_fail_open: let through what these cannot check.
     """
 
     engine: EngineConfig
@@ -59,6 +79,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     client_name: bytes | None = None
     block_format: str = "float"
     hash_files: bool = False
+    filters: tuple[FilterSpec, ...] = ()
+    filter_fail_open: bool = False
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,6 +151,13 @@ class PicturesConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How to run the process that reads pictures: socket_fd is its end of a socket pair, inherited from the parent."""
 
     socket_fd: int
+
+
+class FilterConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How to run a content filter's process: socket_fd is its end of a socket pair, inherited from the parent."""
+
+    socket_fd: int
+    spec: FilterSpec
 
 
 # ---- on the stdout of a process

@@ -17,7 +17,7 @@ from engine.config.options import check_options, option, options_of, switch
 from launcher.auto_mode.choice import choose_mode
 from launcher.auto_mode.prediction import Workload, block_format
 from launcher.hub.models import locate
-from launcher.messages.configs import FrontendConfig
+from launcher.messages.configs import FilterSpec, FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
 from launcher.setup.usual_names import own_device, own_dtype
 
@@ -31,9 +31,10 @@ def _seconds(default: float, help: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """The options of `krea2` and `launch` beside those of `EngineConfig`. Raises `ArgumentError`.
+    """The options of `krea2` and `launch` beside those of `EngineConfig`, a field each. Raises `ArgumentError`.
 
-    parallel, limits, loras and lora_dir are checked where they are used: by `is_auto`, `Limits.of` and `with_loras`.
+    parallel, limits, loras, lora_dir and filters are checked where they are used: by `is_auto`, `Limits.of`,
+    `with_loras` and `read_specs`.
     """
 
     parallel: str | None = option(
@@ -63,6 +64,17 @@ class LaunchOptions:
     start_timeout_s: float = _seconds(600.0, "Seconds for ranks to load.", flag="--start-timeout")
     step_timeout_s: float = _seconds(300.0, "Seconds for one step at most.", flag="--step-timeout")
     warm_up: bool = switch(True)
+    filters: Sequence[str] = option(
+        (),
+        "A content filter: words, classifier, moderation, chat or python (docs/filters.md). What it blocks is answered "
+        "by an error. May be repeated.",
+        flag="--filter",
+        metavar="NAME[:VALUE][,KEY=VALUE]",
+        repeated=True,
+    )
+    filter_fail_open: bool = switch(
+        False, "Let through what a filter cannot check, because it is down or late, in place of failing the request."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -102,6 +114,11 @@ def configure(
     """
     engine = engine_config(options)
     launching = LaunchOptions(**_part(LaunchOptions, options))
+    filters: tuple[FilterSpec, ...] = ()
+    if launching.filters:
+        from launcher.filters.spec import read_specs  # in vain for most
+
+        filters = read_specs(launching.filters)
     engine = locate(engine)
     checkpoint = CheckpointFiles.open(engine)
     checkpoint.close()  # its headers have been read
@@ -118,6 +135,8 @@ def configure(
         step_timeout_s=launching.step_timeout_s,
         warm_up=launching.warm_up,
         block_format=block_format(checkpoint, engine),
+        filters=filters,
+        filter_fail_open=launching.filter_fail_open,
     )
     warnings: tuple[str, ...] = _taken_for_demos(engine, launching.loras)
     if model.variant_note is not None:

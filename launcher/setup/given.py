@@ -42,10 +42,11 @@ def check_given(model: AnyPath | None, given: EngineOptions) -> tuple[FrontendCo
 
 def _in_plain_types(name: str, value: object) -> object:
     """Return paths as text, and what may be one or several as several."""
-    if name in ("loras", "offload"):
+    if name in ("loras", "offload", "filters"):
         several = (value,) if isinstance(value, str | os.PathLike) else value
-        if name == "loras" and not isinstance(several, Iterable):
-            raise ArgumentError.of("loras", "a list of [NAME=]PATH[:STRENGTH]", value)
+        form = {"loras": "[NAME=]PATH[:STRENGTH]", "filters": "NAME[:VALUE][,KEY=VALUE]"}.get(name)
+        if form is not None and not isinstance(several, Iterable):
+            raise ArgumentError.of(name, f"a list of {form}", value)
         return tuple(map(_as_text, several)) if isinstance(several, Iterable) else several
     return _as_text(value)
 

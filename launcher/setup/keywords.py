@@ -48,6 +48,8 @@ class EngineOptions(TypedDict, total=False):
     start_timeout_s: float
     step_timeout_s: float
     warm_up: bool
+    filters: str | Sequence[str]
+    filter_fail_open: bool
 
 
 _TYPES = get_type_hints(EngineOptions)
@@ -69,6 +71,7 @@ _MEANT = {
     "attention_backend": "attention",
     "quantization_config": "quantization",
     **dict.fromkeys(("lora", "lora_path", "lora_paths"), "loras"),
+    **dict.fromkeys(("filter", "content_filters", "safety_checker"), "filters"),
 }
 
 P = ParamSpec("P")

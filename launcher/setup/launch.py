@@ -44,6 +44,9 @@ def launch(model: AnyPath | None = None, *, progress: bool | None = None, **opti
     own. lora_lenient skips what fits nothing in a file, with a warning. lora_dir: a folder from which
     `Client.load_lora` may load more.
 
+    filters: what checks prompts and pictures, each as "NAME[:VALUE][,KEY=VALUE]…" (docs/filters.md). filter_fail_open:
+    let through what they cannot check.
+
     Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError`,
     `RankError` or `ServerError` if the engine does not come up.
     """

@@ -21,7 +21,16 @@ KEPT_BYTES = 256 * 2**20  # of all answers; above that, or above so many, the ol
 KEPT_ANSWERS = 4096
 # Failures after which the same may work, so that a repetition is a request of its own.
 _PASSING = frozenset(
-    ("queue_full", "rate_limited", "timeout", "cancelled", "rank_failed", "launch_failed", "server_unavailable")
+    (
+        "queue_full",
+        "rate_limited",
+        "timeout",
+        "cancelled",
+        "rank_failed",
+        "launch_failed",
+        "server_unavailable",
+        "filter_unavailable",
+    )
 )
 
 Request = TypeVar("Request")

@@ -14,6 +14,7 @@ from engine.errors import Krea2Error
 STATUS_OF_CODE = {
     "invalid_parameter": 400,
     "bad_lora": 400,
+    "moderation_blocked": 400,
     "invalid_api_key": 401,
     "host_not_allowed": 403,
     "origin_not_allowed": 403,
@@ -31,6 +32,7 @@ STATUS_OF_CODE = {
     "rank_failed": 503,
     "launch_failed": 503,
     "server_unavailable": 503,
+    "filter_unavailable": 503,
     "timeout": 504,
 }  # and 500 for everything else
 RETRY_AFTER_S = 1.0  # where the server does not know better
