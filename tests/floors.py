@@ -37,7 +37,14 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.run_folder": set(),
     "launcher.pictures": _CHILDREN,
     "launcher.hub": set(),
-    "launcher.requests": {"launcher.explanation", "launcher.hub", "launcher.messages", "launcher.pictures"},
+    "launcher.disclosure": {"launcher.messages"},
+    "launcher.requests": {
+        "launcher.disclosure",
+        "launcher.explanation",
+        "launcher.hub",
+        "launcher.messages",
+        "launcher.pictures",
+    },
     "launcher.provenance": {"launcher.kept", "launcher.logs", "launcher.messages", "launcher.requests"},
     "launcher.requests.explained": {
         "launcher.explanation",
@@ -114,12 +121,14 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.frontend.delivery": {
         *_CHILDREN,
+        "launcher.disclosure",
         "launcher.requests",
         "launcher.requests.explained",
         "launcher.frontend.admission",
     },
     "launcher.frontend": {
         *_CHILDREN,
+        "launcher.disclosure",
         "launcher.filters",
         "launcher.pictures",
         "launcher.requests",

@@ -1,4 +1,4 @@
-"""Finished image files as Pillow's images that keep their prompt and seed when they are saved, and saving them."""
+"""Finished image files as Pillow's images that keep what these say when they are saved, and saving them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from engine.errors import ArgumentError
-from launcher.requests.image_metadata import read_made, save_options
+from launcher.requests.image_metadata import read_made, read_xmp, save_options
 from launcher.requests.output_files import FORMATS, OutputName, check_paths, made_folders, write_file
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 def open_picture(file: bytes, image_format: str) -> PIL.Image:
-    """Open a file in a format of ours. `save` of what is returned, in png, jpeg or webp, keeps prompt and seed."""
+    """Open a file in a format of ours. `save` of what is returned, in png, jpeg or webp, keeps prompt and seed, and
+    that a model drew it."""
     return _picture_class(image_format)(io.BytesIO(file))
 
 
@@ -41,12 +42,13 @@ def _picture_class(image_format: str) -> type[ImageFile]:
         """A picture that has been made here. A changed copy of it is an ordinary image."""
 
         def save(self, fp: str | os.PathLike[str] | IO[bytes], format: str | None = None, **options: Any) -> None:
-            """Save it as Pillow does, with prompt and seed in the file, in a folder that is made if there is none."""
+            """Save it as Pillow does, with what its file says of how it was made, in a folder that is made if there is
+            none."""
             path = Path(fp) if isinstance(fp, str | os.PathLike) else None
             wanted = FORMATS.get(path.suffix.lower(), "") if path is not None and format is None else format
             own = (wanted or "").lower()
             if own in plugins:
-                options = {**save_options(own, read_made(self)), **options}
+                options = {**save_options(own, read_made(self), xmp=read_xmp(self)), **options}
             with made_folders([path] if path is not None else []):
                 super().save(fp, format, **options)
 

@@ -14,6 +14,7 @@ from engine.config.model_config import ModelConfig
 from engine.scheduling.outlook import Estimate
 from engine.step import Step
 from launcher.awake import RealTimer
+from launcher.disclosure.disclosure import Disclosure
 from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.key_limits import Allowances
 from launcher.frontend.admission.uploads import Arrival, Spawn
@@ -63,8 +64,9 @@ class LiveRequests:
         )  # fmt: skip
         self._uploads = self._intake.uploads
         self._finishing = Finishing(
-            replies, spawn, made_with=loras.made_with, fail=self._fail, on_done=lambda request: self._end(request, None)
-        )
+            replies, spawn, Disclosure.of(config.disclosure),
+            made_with=loras.made_with, fail=self._fail, on_done=lambda request: self._end(request, None),
+        )  # fmt: skip
 
     @property
     def all_acknowledged(self) -> bool:

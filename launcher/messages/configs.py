@@ -43,8 +43,14 @@ class FilterSpec(msgspec.Struct, frozen=True, kw_only=True):
     only: str | None = None
 
 
+class DisclosureConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What files say of where their pictures come from. xmp: that a model drew them."""
+
+    xmp: bool = True
+
+
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 21.
+    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 22.
 
     run_folder: for sockets; made by the front-end, or before by the external_ranks, which somebody else starts.
     ranks_host: this machine's name for ranks on others, None if there are none. rpc: where clients come, None for a
@@ -81,6 +87,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     hash_files: bool = False
     filters: tuple[FilterSpec, ...] = ()
     filter_fail_open: bool = False
+    disclosure: DisclosureConfig = DisclosureConfig()
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):

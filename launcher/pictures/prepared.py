@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from engine.pictures.pixels import Pixels
@@ -55,6 +56,14 @@ class PreparedPicture:
         """The bytes that it holds."""
         parts = (self.pixels.rgb, self.pixels.mask, *((self.patch.alpha, self.patch.source) if self.patch else ()))
         return sum(len(part) for part in parts if part is not None)
+
+    @cached_property
+    def keeps_source(self) -> bool:
+        """Whether pixels of the source are seen in answers as they were."""
+        if self.patch is None:
+            return False
+        whole = self.patch.box == (0, 0, *self.answer_size)
+        return not whole or self.patch.alpha != b"\xff" * len(self.patch.alpha)
 
     def finish(self, drawn: Image.Image) -> Image.Image:
         """Put what was drawn into the source, whose pixels outside of the patch stay as they are."""

@@ -13,6 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 import msgspec
 
 import engine
+from launcher.disclosure.disclosure import Disclosure
 from launcher.pictures.prepared import PreparedPicture
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_metadata import save_options
@@ -23,6 +24,8 @@ _SMALL = 1536 * 1024  # pixels at most
 _THREADS = max(2, (os.cpu_count() or 2) // 2)
 _small_pictures = ThreadPoolExecutor(_THREADS, thread_name_prefix="small pictures")
 _large_pictures = ThreadPoolExecutor(_THREADS, thread_name_prefix="large pictures")
+
+_DISCLOSED = Disclosure()
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,14 +43,15 @@ def encode_image(
     *,
     seed: int,
     made_with: Mapping[str, Any] = MappingProxyType({}),
+    disclosure: Disclosure = _DISCLOSED,
     finished: bool = False,
 ) -> bytes:
     """Write an RGB image of height · width · 3 bytes, put into the picture that it begins from, as a file in the
     request's format.
 
     It carries prompt, seed and settings, as `save_options` writes them, unless the request says otherwise.
-    made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`. finished: the pixels are those of
-    `finish_image`.
+    made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`. disclosure: what it says in any
+    case. finished: the pixels are those of `finish_image`.
     """
     from PIL import Image
 
@@ -58,7 +62,9 @@ def encode_image(
         if request.picture is not None:
             image = request.picture.finish(image)
     made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with)} if request.metadata else None
-    options = save_options(request.output_format, made)
+    composite = request.picture is not None and request.picture.keeps_source
+    xmp = disclosure.packet(composite=composite, model=made_with.get("model"), metadata=request.metadata)
+    options = save_options(request.output_format, made, xmp=xmp)
     if request.output_compression is not None and request.output_format != "png":
         options["quality"] = request.output_compression
     file = io.BytesIO()
@@ -83,17 +89,24 @@ def finish_preview(rgb: bytes, width: int, height: int, picture: PreparedPicture
 
 
 def encode_preview(
-    rgb: bytes, width: int, height: int, picture: PreparedPicture | None = None, *, finished: bool = False
+    rgb: bytes,
+    width: int,
+    height: int,
+    picture: PreparedPicture | None = None,
+    *,
+    disclosure: Disclosure = _DISCLOSED,
+    finished: bool = False,
 ) -> bytes:
     """Write a small RGB picture of height · width · 3 bytes as a JPEG file. picture: what the image begins from.
-    finished: the pixels are those of `finish_preview`, as are width and height."""
+    disclosure: what it says. finished: the pixels are those of `finish_preview`, as are width and height."""
     from PIL import Image
 
     image = Image.frombytes("RGB", (width, height), rgb)
     if picture is not None and not finished:
         image = picture.finish_preview(image)
     file = io.BytesIO()
-    image.save(file, "jpeg", quality=85)
+    xmp = disclosure.packet(composite=picture is not None and picture.keeps_source, metadata=False)
+    image.save(file, "jpeg", quality=85, **({} if xmp is None else {"xmp": xmp}))
     return file.getvalue()
 
 

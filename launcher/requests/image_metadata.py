@@ -15,17 +15,19 @@ if TYPE_CHECKING:
 
 _JSON_CHUNK = "krea2"  # never "prompt" or "workflow", which ComfyUI takes for a graph of its own
 _TEXT_CHUNK = "parameters"
+_XMP_CHUNK = "XML:com.adobe.xmp"
 _EXIF_DESCRIPTION, _EXIF_FOLDER, _EXIF_COMMENT = 0x010E, 0x8769, 0x9286
 _UNICODE = b"UNICODE\0"  # before a comment in UTF-16, big-endian as the file that piexif makes, and so A1111
 _MOST_JPEG_BYTES = 65_533  # of EXIF
 
 
-def save_options(image_format: str, made: Mapping[str, Any] | None) -> dict[str, Any]:
+def save_options(image_format: str, made: Mapping[str, Any] | None, *, xmp: bytes | None = None) -> dict[str, Any]:
     """Return the options of Pillow's `save` for a file in this format: png, jpeg or webp.
 
-    made: prompt, seed and settings; None for none. PNG holds them as text chunks, the others as EXIF: JSON in its
-    description, A1111's text as the user's comment; JPEG, where very long ones do not fit, then has the
-    first or none. PNG is compressed lightly: level 1 takes half of the default's time for a sixth more bytes.
+    xmp: says where the picture comes from; made: prompt, seed and settings; None for none. PNG holds them as text
+    chunks, the others as EXIF: JSON in its description, A1111's text as the user's comment; JPEG, where very long ones
+    do not fit, then has the first or none. PNG is compressed lightly: level 1 takes half of the default's time for a
+    sixth more bytes.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -34,11 +36,16 @@ def save_options(image_format: str, made: Mapping[str, Any] | None) -> dict[str,
         "jpeg": {"quality": 95, "subsampling": 0},
         "webp": {"quality": 90},
     }[image_format]
+    if image_format == "png":
+        chunks = options["pnginfo"] = PngInfo()
+        if xmp is not None:
+            chunks.add_itxt(_XMP_CHUNK, xmp.decode())
+    elif xmp is not None:
+        options["xmp"] = xmp
     if made is None:
         return options
     described, text = json.dumps(made), infotext(made)
     if image_format == "png":
-        chunks = options["pnginfo"] = PngInfo()
         # Programs disagree on what other letters in a tEXt chunk are; not all read iTXt.
         (chunks.add_text if text.isascii() else chunks.add_itxt)(_TEXT_CHUNK, text)
         chunks.add_text(_JSON_CHUNK, described)
@@ -63,6 +70,12 @@ def read_made(image: Image.Image) -> dict[str, Any] | None:
     except (KeyError, ValueError, TypeError):  # a file of another program
         return None
     return made if isinstance(made, dict) and "prompt" in made else None
+
+
+def read_xmp(image: Image.Image) -> bytes | None:
+    """Return the XMP that a file has, whoever wrote it; None for none."""
+    xmp = image.info.get("xmp")
+    return xmp if isinstance(xmp, bytes) and xmp else None
 
 
 def read_infotext(image: Image.Image) -> str | None:

@@ -17,7 +17,7 @@ from engine.config.options import check_options, option, options_of, switch
 from launcher.auto_mode.choice import choose_mode
 from launcher.auto_mode.prediction import Workload, block_format
 from launcher.hub.models import locate
-from launcher.messages.configs import FilterSpec, FrontendConfig
+from launcher.messages.configs import DisclosureConfig, FilterSpec, FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
 from launcher.setup.usual_names import own_device, own_dtype
 
@@ -74,6 +74,11 @@ class LaunchOptions:
     )
     filter_fail_open: bool = switch(
         False, "Let through what a filter cannot check, because it is down or late, in place of failing the request."
+    )
+    disclosure: bool = switch(
+        True,
+        "Let files say, by XMP, that a model drew the picture, even those that leave out prompt and settings.",
+        flag="--disclosure/--no-disclosure",
     )
 
     def __post_init__(self) -> None:
@@ -134,6 +139,7 @@ def configure(
         start_timeout_s=launching.start_timeout_s,
         step_timeout_s=launching.step_timeout_s,
         warm_up=launching.warm_up,
+        disclosure=DisclosureConfig(xmp=launching.disclosure),
         block_format=block_format(checkpoint, engine),
         filters=filters,
         filter_fail_open=launching.filter_fail_open,

@@ -50,6 +50,7 @@ class EngineOptions(TypedDict, total=False):
     warm_up: bool
     filters: str | Sequence[str]
     filter_fail_open: bool
+    disclosure: bool
 
 
 _TYPES = get_type_hints(EngineOptions)

@@ -14,15 +14,16 @@ from PIL import Image as PIL
 
 from engine.errors import ArgumentError, Krea2Error
 from launcher.client.results import ImageFile, PreviewFile, Result
-from launcher.requests.image_metadata import read_made, save_options
+from launcher.disclosure.xmp import DRAWN, packet
+from launcher.requests.image_metadata import read_made, read_xmp, save_options
 
 MADE = {"prompt": "a 'red'\ncircle 🔴", "seed": 7, "steps": 8, "loras": [{"name": "a", "strength": 1.0}]}
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 
-def file(image_format: str = "png", made: dict[str, Any] | None = MADE) -> bytes:
+def file(image_format: str = "png", made: dict[str, Any] | None = MADE, xmp: bytes | None = None) -> bytes:
     data = io.BytesIO()
-    PIL.new("RGB", (16, 32), (255, 0, 0)).save(data, image_format, **save_options(image_format, made))
+    PIL.new("RGB", (16, 32), (255, 0, 0)).save(data, image_format, **save_options(image_format, made, xmp=xmp))
     return data.getvalue()
 
 
@@ -56,6 +57,18 @@ def test_a_file_without_metadata_is_given_none(suffix: str, tmp_path: Path) -> N
     its.save(tmp_path / f"a.{suffix}")
     its.image.save(tmp_path / f"b.{suffix}")
     assert made(tmp_path / f"a.{suffix}") is made(tmp_path / f"b.{suffix}") is None
+
+
+@pytest.mark.parametrize("theirs", SUFFIXES.values())
+@pytest.mark.parametrize("own", SUFFIXES)
+def test_what_a_file_says_of_its_source_is_kept_in_every_format(own: str, theirs: str, tmp_path: Path) -> None:
+    xmp = packet(DRAWN)
+    its = result(file(own, made=None, xmp=xmp), image_format=own)
+    its.save(tmp_path / f"a.{theirs}")
+    its.image.save(tmp_path / f"b.{theirs}")
+    for name in "ab":
+        with PIL.open(tmp_path / f"{name}.{theirs}") as image:
+            assert read_xmp(image) == xmp
 
 
 def test_several_images_are_numbered_and_one_event_saves_its_own(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""What files say of where their pictures come from: that a model drew them, and which."""
