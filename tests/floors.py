@@ -109,7 +109,14 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.docs",
     },
     "launcher.filters": _CHILDREN,
-    "launcher.filters.built_in": {"launcher.filters", "launcher.hub", "launcher.logs", "launcher.threads"},
+    "launcher.filters.urls": {"launcher.filters"},
+    "launcher.filters.built_in": {
+        "launcher.filters",
+        "launcher.filters.urls",
+        "launcher.hub",
+        "launcher.logs",
+        "launcher.threads",
+    },
     "launcher.ranks": _CHILDREN,
     "launcher.frontend.admission": {
         "launcher.awake",

@@ -1,0 +1,1 @@
+"""Asks services at a URL for filters: which may be asked, questions within limits, pictures as data URLs."""

@@ -1,0 +1,78 @@
+"""The options of all filters that ask a URL."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+from engine.errors import ArgumentError
+from launcher.filters.urls.address import Address, read_address
+from launcher.filters.urls.asking import Service
+
+OPTIONS = ("model", "key-env", "connections", "insecure")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
+_KEY = re.compile(r"[!-~]{1,4096}")
+_MOST_CONNECTIONS = 64
+_LONGEST_MODEL = 256
+
+
+def check(name: str, route: str, value: str, options: Mapping[str, str]) -> Address:
+    """Check the URL and these options of the filter `name`. Raises `ArgumentError`."""
+    if not value:
+        raise wrong(name, f"it needs a URL, as {name}:https://HOST/v1/{route}")
+    try:
+        address = read_address(value, route, insecure=is_yes(name, options, "insecure"))
+    except ValueError as error:
+        raise wrong(name, f"its URL {error}") from None
+    model = options.get("model")
+    if model is not None and not (0 < len(model) <= _LONGEST_MODEL and model.isprintable()):
+        raise _must(name, "model=", f"a name of at most {_LONGEST_MODEL} characters", model)
+    variable = options.get("key-env")
+    if variable is not None and not _VARIABLE.fullmatch(variable):
+        # Whoever gave the key itself here must not find it in a log.
+        raise wrong(name, "key-env= must be the name of an environment variable that holds the key, not the key")
+    _connections(name, options)
+    return address
+
+
+def make_service(name: str, route: str, value: str, options: Mapping[str, str], timeout_s: float) -> Service:
+    """Make what asks the URL. Raises `ArgumentError`, also where the variable with the key is not set."""
+    address = check(name, route, value, options)
+    variable = options.get("key-env")
+    key = None if variable is None else os.environ.get(variable, "").strip()
+    if key is not None and not _KEY.fullmatch(key):
+        raise wrong(name, f"the environment variable {variable}, which key-env= names, is not set or holds no key")
+    return Service(address, key=key, timeout_s=timeout_s, connections=_connections(name, options))
+
+
+def is_yes(name: str, options: Mapping[str, str], key: str) -> bool:
+    """Read an option that is yes or no, no where it is not given. Raises `ArgumentError`."""
+    value = options.get(key, "no")
+    if value not in ("yes", "no"):
+        raise _must(name, f"{key}=", "yes or no", value)
+    return value == "yes"
+
+
+def one_of(name: str, options: Mapping[str, str], key: str, allowed: tuple[str, ...]) -> str:
+    """Read an option that is a word, the first where it is not given. Raises `ArgumentError`."""
+    value = options.get(key, allowed[0])
+    if value not in allowed:
+        raise _must(name, f"{key}=", " or ".join(allowed), value)
+    return value
+
+
+def wrong(name: str, told: str) -> ArgumentError:
+    """Say what is wrong with what the filter `name` was given."""
+    return ArgumentError(f"filter {name}: {told}", parameter="filters")
+
+
+def _connections(name: str, options: Mapping[str, str]) -> int:
+    value = options.get("connections", "8")
+    if not re.fullmatch(r"[0-9]{1,3}", value) or not 1 <= int(value) <= _MOST_CONNECTIONS:
+        raise _must(name, "connections=", f"a whole number from 1 to {_MOST_CONNECTIONS}", value)
+    return int(value)
+
+
+def _must(name: str, key: str, allowed: str, value: str) -> ArgumentError:
+    return wrong(name, ArgumentError.of(key, allowed, value).message)

@@ -1,0 +1,1 @@
+"""Filters that ask a service at a URL."""
