@@ -167,6 +167,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.ray.one_machine": {*_CHILDREN, "launcher.http"},
     "launcher.ray": {
         *_CHILDREN,
+        "launcher.licence",
         "launcher.ray.engine",
         "launcher.ray.web",
         "launcher.ray.replaying",
@@ -181,6 +182,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.cli.options": {
         *_CHILDREN,
+        "launcher.licence",
         "launcher.parameters",
         "launcher.http",
         "launcher.ranks",
@@ -207,6 +209,8 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.cli.cluster": {
         *_CHILDREN,
+        "launcher.filters",
+        "launcher.licence",
         "launcher.parameters",
         "launcher.cli.options",
         "launcher.cli",

@@ -20,7 +20,7 @@ from launcher.auto_mode.prediction import Workload
 from launcher.cli.options.command import Command
 from launcher.cli.options.engine_options import configure_engine, engine_options, model_argument, table_options
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER, WholeRange
-from launcher.cli.options.serving import api_key_option, log_format_option, tell_access
+from launcher.cli.options.serving import api_key_option, log_format_option, tell_access, tell_unfiltered
 from launcher.cli.progress import LoadingProgress
 from launcher.cli.stdout import say_path
 from launcher.frontend.process import serve_until_stopped
@@ -184,6 +184,7 @@ def serve(
         hash_files=True,
     )
     configure_logs(log_format)
+    tell_unfiltered(config, log_format)
     loading = LoadingProgress(status_stream(), lambda stage, _: log_event("loading", **msgspec.structs.asdict(stage)))
 
     def print_addresses(address: str, ranks: Sequence[Ready]) -> None:

@@ -56,6 +56,7 @@ class ServerSummary(NamedTuple):
         if addresses:
             yield "RPC", [self.rpc]
         yield "LoRAs", [self._loras()]
+        yield "filters", [filters_said(self.config)]
         limits = self.config.limits
         pixels = f"sides of {limits.min_side} to {limits.max_side} pixels, {limits.max_images} images a request"
         yield "limits", [f"{pixels}, {limits.max_queue} requests waiting"]
@@ -87,6 +88,13 @@ class ServerSummary(NamedTuple):
         more = [f"{len(named) - _SHOWN_LORAS} more"] if len(named) > _SHOWN_LORAS else []
         where = f"; clients may load more from {self.config.lora_dir}" if self.config.lora_dir is not None else ""
         return (", ".join([*named[:_SHOWN_LORAS], *more]) or "none") + where
+
+
+def filters_said(config: FrontendConfig) -> str:
+    """Name the content filters of a server, for people."""
+    names = ", ".join(spec.label for spec in config.filters)
+    opens = "; what they cannot check is let through" if names and config.filter_fail_open else ""
+    return f"{names}{opens}" if names else "none"
 
 
 def _device(rank: Ready, several: bool) -> str:

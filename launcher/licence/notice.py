@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,16 @@ DEMO = Licence("Apache License", "2.0", "https://www.apache.org/licenses/LICENSE
 def licence_of(demo: Path | None) -> Licence:
     """Say which licence weights have: those of the demo, if that is its folder, or Krea 2's, as all others have."""
     return KREA_2 if demo is None else DEMO
+
+
+def told_unfiltered(demo: Path | None, filters: Sequence[object]) -> str | None:
+    """Say in a line that weights are served without what their licence asks for, and what to do, if that is so."""
+    if filters or licence_of(demo) is not KREA_2:
+        return None
+    return (
+        f"Krea 2 is served without a content filter, which the {KREA_2.name} (4.2) asks of whoever serves it: give "
+        "--filter, as --filter words, and see docs/safety.md"
+    )
 
 
 @cache

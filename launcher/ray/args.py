@@ -211,6 +211,8 @@ def _read(name: str, value: Any, default: Any, known: Option) -> Any:
     if isinstance(default, bool) and isinstance(value, str):
         switches = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
         return switches.get(value.lower(), value)
+    if name == "filters" and isinstance(value, str):
+        return (value,)  # one, which may have commas
     if isinstance(default, tuple) or known.repeated:
         parts = value.split(",") if isinstance(value, str) else value
         if not isinstance(parts, Sequence) or not all(isinstance(each, str) for each in parts):

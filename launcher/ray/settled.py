@@ -11,6 +11,7 @@ import msgspec
 from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error
 from launcher.http.server_process import check_http
+from launcher.licence.notice import told_unfiltered
 from launcher.messages.configs import FrontendConfig, HttpConfig
 from launcher.ray.args import ClusterArgs
 from launcher.ray.engine.loras import declared_loras
@@ -50,6 +51,8 @@ def settle(args: Mapping[str, Any]) -> Settled:
             error.message += f"; did you mean {meant}?"
             error.args = (error.message,)
         raise
+    told = told_unfiltered(frontend.engine.demo, frontend.filters)
+    warnings += () if told is None else (told,)
     sizes = tuple(parse_size("warm_up_sizes", size, model, frontend.limits) for size in read.cluster.warm_up_sizes)
     check_http(_unkeyed(read, frontend), insecure=True)  # whether there are keys is known in the ingress alone
     frontend = msgspec.structs.replace(

@@ -9,8 +9,11 @@ from typing import Any, NamedTuple
 
 from engine.errors import ArgumentError, Krea2Error
 from launcher.cli.cluster.document import APPLICATION, IMPORT_PATH
+from launcher.cli.cluster.options import FILTERS_PATH
 from launcher.cli.options.as_typed import LineError
+from launcher.filters.spec import read_specs
 from launcher.hub.names import HubName
+from launcher.licence.notice import told_unfiltered
 from launcher.messages.limits import Limits
 from launcher.ray.args import ENGINE, INGRESS, ClusterArgs, HttpOptions
 from launcher.setup.configure import engine_config
@@ -47,10 +50,14 @@ def check_arguments(args: Mapping[str, Any]) -> Checked:
         return Checked(settle(args).warnings)
     from launcher.ray.engine.loras import declared_loras
 
-    engine_config(read.engine)
+    engine = engine_config(read.engine)
+    filters = read.engine.get("filters", ())
+    told = told_unfiltered(engine.demo, filters)
+    if not any(path in elsewhere for path in _of_filters(read)):
+        read_specs(filters)
     Limits.of(read.engine.get("limits") or {})
     declared_loras({"loras": read.engine.get("loras", ())}, read.engine.get("lora_dir"))
-    return Checked(notes=notes)
+    return Checked(() if told is None else (told,), notes)
 
 
 def _on_the_hub(read: ClusterArgs) -> Iterator[str]:
@@ -68,7 +75,12 @@ def _files(read: ClusterArgs) -> Iterator[str]:
 
     named = [read.engine.get(part) for part in _PARTS]
     named += [parse_lora(lora).path for lora in read.engine.get("loras", ())]
+    named += _of_filters(read)
     yield from (path for path in named if path is not None and os.path.isabs(path))
+
+
+def _of_filters(read: ClusterArgs) -> list[str]:
+    return [match["path"] for text in read.engine.get("filters", ()) if (match := FILTERS_PATH.match(text))]
 
 
 def check_file(file: Path) -> Checked:

@@ -23,6 +23,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 _REPLICAS = re.compile(r"(?P<least>[0-9]{1,9})(:(?P<most>[0-9]{1,9}))?", re.ASCII)
 # Of what is a path on this machine, the arguments have the whole one: actors run in other folders.
 _PATHS = ("model", "transformer", "text_encoder", "vae", "tokenizer", "lora_dir", "api_key_file", "images_folder")
+# The file or folder that a filter is made of.
+FILTERS_PATH = re.compile(r"\A(?P<name>(?:words|classifier):)(?P<path>.+?)(?=,[a-z][a-z0-9_-]*=|\Z)", re.DOTALL)
 # Said by --replicas; and what is for relative paths.
 _SAID_OTHERWISE = ("min_replicas", "max_replicas", "lora_dir")
 _WHY_NO_LORA_DIR = "lora_dir: a cluster's LoRAs are declared for all engines, each file with --lora"
@@ -106,12 +108,18 @@ def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
             given[name] = whole_path(given[name])
     if "loras" in given:
         given["loras"] = tuple(map(_whole_lora, given["loras"]))
+    if "filters" in given:
+        given["filters"] = tuple(FILTERS_PATH.sub(_whole_match, text) for text in given["filters"])
     return ClusterArgs.of(given | replicas_of(options["replicas"])).given()
 
 
 def whole_path(path: str) -> str:
     """The absolute path of what lies here; anything else as it is."""
     return os.path.abspath(path) if os.path.exists(path) else path
+
+
+def _whole_match(match: re.Match[str]) -> str:
+    return match["name"] + whole_path(match["path"])
 
 
 def _whole_lora(text: str) -> str:

@@ -15,6 +15,7 @@ from launcher.cli.options.engine_options import check_device, model_argument
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.options.serving import api_key_option, log_format_option, tell_access
 from launcher.cli.progress import LoadingProgress
+from launcher.cli.server_summary import filters_said
 from launcher.messages.api_keys import read_keys
 from launcher.messages.configs import HttpConfig
 
@@ -179,5 +180,6 @@ def _summary(
         "docs": f"{url}/docs",
         "keys": "none" if not keys else f"one of {keys} is asked for" if keys > 1 else "one is asked for",
         "LoRAs": ", ".join(loras) or "none",
+        "filters": filters_said(settled.frontend),
         "stop": "Ctrl-C" + (f", which finishes what runs for up to {drain_s:g} s" if drain_s else ""),
     }

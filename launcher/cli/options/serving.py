@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from engine.errors import printable
+from launcher.licence.notice import told_unfiltered
 from launcher.messages.api_keys import others_can_read
 
 if TYPE_CHECKING:
-    from launcher.messages.configs import HttpConfig
+    from launcher.messages.configs import FrontendConfig, HttpConfig
 
 api_key_option = click.option(
     "--api-key",
@@ -46,3 +48,16 @@ def tell_access(config: HttpConfig, *, insecure: bool) -> None:
         click.echo(f"warning: whoever reaches {config.host} can use this server", err=True)
     if "*" in config.allowed_origins and not (config.api_keys or config.file_keys):
         click.echo("warning: every web page that is open in a browser near this server can use it", err=True)
+
+
+def tell_unfiltered(config: FrontendConfig, log_format: str) -> None:
+    """Warn that weights whose licence asks for a content filter are served without one: in the log, or on stderr."""
+    from launcher.logs import log_event
+
+    told = told_unfiltered(config.engine.demo, config.filters)
+    if told is None:
+        return
+    if log_format == "json":
+        log_event("no content filter", level="warning", message=told)
+    else:
+        click.echo(printable(f"warning: {told}"), err=True)

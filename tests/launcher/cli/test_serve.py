@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
+from engine.config.engine_config import EngineConfig
+from launcher.cli.options.serving import tell_unfiltered
+from launcher.messages.configs import FilterSpec, FrontendConfig
+from launcher.messages.limits import Limits
 from tests.launcher.conftest import Krea2
 from tests.launcher.processes import PATIENCE_S, Marked, connect, without_logs
 
+OWN = FilterSpec(name="python", label="own", value="a:B")
 PROMPT = "a red circle on a blue background"
 
 
@@ -77,3 +83,28 @@ def test_serve_refuses_files_of_keys_and_limits_that_are_damaged(krea2: Krea2, t
         code, _, stderr = krea2("serve", option, str(tmp_path / "nothing"))
         assert code == 2
         assert "must be a text file that can be read (No such file or directory)" in stderr
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+@pytest.mark.parametrize(
+    ("model", "filters", "warned"), [(None, (), 0), (DEMO_CHECKPOINT, (), 1), (DEMO_CHECKPOINT, (OWN,), 0)]
+)
+def test_weights_of_krea_that_are_served_without_a_filter_are_warned_of_in_one_line(
+    model: Path | None,
+    filters: tuple[FilterSpec, ...],
+    warned: int,
+    log_format: str,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = FrontendConfig(engine=EngineConfig(model=model and str(model)), limits=Limits(), filters=filters)
+    with caplog.at_level("WARNING", "krea2"):
+        tell_unfiltered(config, log_format)
+    logged = [record.__dict__["fields"]["message"] for record in caplog.records]
+    printed = [line.removeprefix("warning: ") for line in capfd.readouterr().err.splitlines()]
+    lines, others = (logged, printed) if log_format == "json" else (printed, logged)
+    assert (len(lines), others) == (warned, [])
+    for line in lines:
+        assert line.startswith("Krea 2 is served without a content filter")
+        assert "give --filter" in line
+        assert "docs/safety.md" in line

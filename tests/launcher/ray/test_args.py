@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.errors import ArgumentError, CheckpointError, LoraError
 from launcher.ray.args import ClusterArgs, known_options
 from launcher.ray.settled import settle
 from tests.launcher.lora_stand_in import fake_adapters, write_adapter
 
 __all__ = ["fake_adapters"]
+PYTHON = "python:tests.nothing:Filter"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,20 @@ def test_what_a_cluster_has_not_is_refused_with_what_there_is_instead(name: str,
     with pytest.raises(ArgumentError, match=told):
         ClusterArgs.of({name: "secret"})
     assert name not in known_options()
+
+
+def test_a_filter_may_have_commas_and_several_are_a_list() -> None:
+    one = "words:/lists/own.txt,block=violence:0.5,only=prompts"
+    assert ClusterArgs.of({"filters": one}).engine["filters"] == (one,)
+    assert ClusterArgs.of({"filters": [one, "words"]}).given()["filters"] == [one, "words"]
+
+
+@pytest.mark.parametrize(
+    ("model", "filters", "warned"), [(None, [], 0), (DEMO_CHECKPOINT, [], 1), (DEMO_CHECKPOINT, [PYTHON], 0)]
+)
+def test_weights_of_krea_without_a_filter_are_warned_of(model: Path | None, filters: list[str], warned: int) -> None:
+    told = settle({"model": model, "filters": filters}).warnings
+    assert [("content filter" in warning and "--filter" in warning) for warning in told] == [True] * warned
 
 
 def test_a_key_among_the_arguments_is_not_repeated_in_the_error() -> None:

@@ -70,6 +70,21 @@ def test_paths_that_are_here_are_whole_in_the_file(
     assert application["args"]["model"] == str(tmp_path / "turbo – ✎ \U0001f98a")
 
 
+def test_filters_are_in_the_file_with_whole_paths_and_weights_without_one_are_warned_of(
+    krea2: Krea2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "list.txt").write_text("")
+    monkeypatch.chdir(tmp_path)
+    filters = ["words:list.txt,block=0.5", "words:/nowhere/own.txt", "python:a:B"]
+    code, stdout, stderr = krea2(*CONFIG, NOWHERE, *(part for text in filters for part in ("--filter", text)))
+    (application,) = yaml.safe_load(stdout)["applications"]
+    assert (code, application["args"]["filters"]) == (0, [f"words:{tmp_path}/list.txt,block=0.5", *filters[1:]])
+    assert f"not looked into: {NOWHERE}, /nowhere/own.txt" in stderr
+    assert "warning" not in stderr
+    assert krea2(*CONFIG, NOWHERE)[2].startswith("warning: Krea 2 is served without a content filter")
+    assert krea2(*CONFIG, NOWHERE, "--filter", "word")[2].startswith("error: --filter must be NAME")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
