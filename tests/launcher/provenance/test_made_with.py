@@ -19,10 +19,11 @@ from engine.config.engine_config import EngineConfig
 from engine.errors import ServerError
 from launcher import launch
 from launcher.client.async_client import AsyncClient
+from launcher.disclosure.xmp import DRAWN, packet
 from launcher.messages.configs import FrontendConfig, LoraFile
 from launcher.provenance.file_hashes import FileHashes, read_hash
 from launcher.provenance.made_with import MadeWith, component_files, model_name
-from launcher.requests.image_metadata import read_infotext, read_made
+from launcher.requests.image_metadata import read_infotext, read_made, read_xmp
 from tests.launcher.conftest import Krea2
 from tests.launcher.fake_ranks import fake_engine, run
 
@@ -146,7 +147,9 @@ def test_pictures_say_what_made_them_once_it_is_known(run_folder: Path, tmp_path
             assert made["loras"] == [{"name": "ink", "strength": 0.5, "sha256": lora}]
             said = f"Model hash: {hashes['transformer'][:10]}, Model: mine, VAE hash: {hashes['vae'][:10]}"
             assert f'{said}, Lora hashes: "ink: {lora[:10]}", Version: krea2-engine ' in (read_infotext(image) or "")
-            assert (await draw(metadata=False)).info == {}
+            plain = await draw(metadata=False)
+            assert read_made(plain) is read_infotext(plain) is None
+            assert read_xmp(plain) == packet(DRAWN)
 
     run(test())
 
