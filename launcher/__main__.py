@@ -38,6 +38,10 @@ def main() -> None:
         from launcher.pictures.process import run_pictures
 
         run_pictures()
+    elif role == "_filter":
+        from launcher.filters.process import run_filter
+
+        run_filter()
     elif role == "_rank":
         from launcher.ranks.worker import run_spawned
 

@@ -13,6 +13,7 @@ _CHILDREN = {
     "launcher.messages.connections",
     "launcher.processes",
     "launcher.run_folder",
+    "launcher.socket_frames",
     "launcher.threads",
 }
 _NAMED = {"launcher.hub", "launcher.requests"}  # what finds the files that people name
@@ -35,6 +36,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.processes": {"launcher.awake", "launcher.lines", "launcher.logs", "launcher.messages"},
     "launcher.run_folder": set(),
+    "launcher.socket_frames": set(),
     "launcher.pictures": _CHILDREN,
     "launcher.hub": set(),
     "launcher.disclosure": {"launcher.messages"},

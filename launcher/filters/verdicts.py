@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.errors import ModerationBlockedError
@@ -55,7 +55,13 @@ def strictest(findings: Iterable[Finding]) -> str:
     return max((each.action for each in findings), key=STRICTNESS.index, default=ALLOW)
 
 
-def blocked_error(findings: Iterable[Finding], parameter: str | None = None) -> ModerationBlockedError:
+class BlockedError(ModerationBlockedError, code=ModerationBlockedError.code):
+    """What was blocked, with the findings of all filters."""
+
+    findings: tuple[Finding, ...] = ()
+
+
+def blocked_error(findings: Sequence[Finding], parameter: str | None = None) -> BlockedError:
     """Make the error of what was blocked. It names filter and category, never what in a prompt was found.
 
     parameter: what of the request was blocked: prompt, negative_prompt or image; None for a picture that was made.
@@ -66,7 +72,9 @@ def blocked_error(findings: Iterable[Finding], parameter: str | None = None) -> 
         "upload": "the picture that was sent",
     }.get(finding.kind, "the image")
     message = f"{what} was blocked by this server's content filter {finding.filter} ({finding.category})"
-    return ModerationBlockedError(message, parameter=parameter, category=finding.category)
+    error = BlockedError(message, parameter=parameter, category=finding.category)
+    error.findings = tuple(findings)
+    return error
 
 
 def _threshold(thresholds: Mapping[str, float], category: str) -> float | None:
