@@ -67,10 +67,11 @@ def _cached(name: HubName) -> Path | None:
         find_tokenizer(folder / "tokenizer")  # of which an older release may have left merges.txt out
     except CheckpointError:
         return None
-    return folder if all(_has_weights(folder / component, stem) for component, stem in STEMS.items()) else None
+    return folder if all(has_weights(folder / component, stem) for component, stem in STEMS.items()) else None
 
 
-def _has_weights(folder: Path, stem: str) -> bool:
+def has_weights(folder: Path, stem: str) -> bool:
+    """Whether a snapshot has all of a component's files."""
     names = [file.name for file in folder.iterdir() if file.exists()]
     found = file_sets(names, stem) or file_sets(names)
     if not found or not found[0].is_whole:
