@@ -127,9 +127,9 @@ def test_a_service_that_wants_to_be_asked_after_the_deadline_is_not_waited_for(s
 )  # fmt: skip
 def test_one_late_answer_fails_all_in_time_and_the_next_are_answered(stand_in: StandIn, late: Reply) -> None:
     stand_in.reply = lambda body: late if body["number"] == 1 else Reply({})
-    with asking(stand_in, timeout_s=0.3, connections=2) as service:
+    with asking(stand_in, timeout_s=0.15, connections=2) as service:
         for _ in range(2):  # as many as there are threads
-            with pytest.raises(Unavailable, match=r"did not answer within 0.3 s"):
+            with pytest.raises(Unavailable, match=r"did not answer within 0.15 s"):
                 service.ask_all(questions(2))
     with asking(stand_in, connections=2) as service:
         assert service.ask_all(questions(1)) == [{}]
