@@ -8,13 +8,17 @@ from typing import cast
 
 from launcher.filters.exchange import METHODS, Method, check_scores
 from launcher.filters.protocol import Filter
+from launcher.filters.spec import call_timeout_s
 from launcher.messages.configs import FilterSpec
 
 
 def load(spec: FilterSpec) -> Filter:
-    """Import what a filter needs and make it. Raises whatever that does."""
+    """Import what a filter needs, make it, and tell it how long it may take. Raises whatever that does."""
     module = importlib.import_module(f"launcher.filters.built_in.{spec.name}")
-    return cast("Filter", module.make(spec.value, spec.options))
+    made = cast("Filter", module.make(spec.value, spec.options))
+    if hasattr(made, "patience_s"):
+        made.patience_s = call_timeout_s(spec)
+    return made
 
 
 def methods_of(made: Filter, spec: FilterSpec) -> tuple[Method, ...]:

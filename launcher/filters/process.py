@@ -8,6 +8,7 @@ import socket
 from collections.abc import Sequence
 from contextlib import suppress
 
+from engine.errors import Krea2Error
 from launcher import socket_frames
 from launcher.filters.exchange import Failed, Marked, NotUp, Scored, Up, Work, check_scores, decode_work
 from launcher.filters.loading import load, methods_of, thresholds_of
@@ -28,7 +29,7 @@ def run_filter() -> None:
             made = load(config.spec)
             up = Up(methods_of(made, config.spec), thresholds_of(made))
         except BaseException as error:  # also of a module that exits
-            message = str(error) if isinstance(error, ValueError) else describe(error)
+            message = str(error) if isinstance(error, ValueError | Krea2Error) else describe(error)
             socket_frames.send(front_end, encode(NotUp(message)))
             return
         socket_frames.send(front_end, encode(up))

@@ -43,9 +43,13 @@ class Filter(Protocol):
     thresholds: optional: the score from which a category blocks where the operator has said nothing of it; "*" stands
     for every other category. A category for which there is none does not block. Without this attribute every category
     blocks from 0.5.
+
+    patience_s: optional: where there is such an attribute, it is set before the first call to how many seconds one may
+    take: for filters that ask somebody else, to raise `Unavailable` in time.
     """
 
     thresholds: Mapping[str, float]
+    patience_s: float
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:
         """Return the scores of each prompt, in their order."""

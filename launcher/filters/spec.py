@@ -149,3 +149,9 @@ def thresholds_of(spec: FilterSpec, moderation: str) -> Mapping[str, Mapping[str
     """The operator's thresholds, by action and category, for requests with this moderation."""
     auto = spec.thresholds.get("auto", {})
     return spec.thresholds.get("low", auto) if moderation == "low" else auto
+
+
+def call_timeout_s(spec: FilterSpec) -> float:
+    """How many seconds a filter may take over what it is given at once: half of what a check has, so that there is time
+    for a second try."""
+    return spec.timeout_s / 2

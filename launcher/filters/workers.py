@@ -11,6 +11,7 @@ from typing import Any
 from launcher.filters.child import CheckFailedError, FilterProcess
 from launcher.filters.exchange import METHODS, Method
 from launcher.filters.protocol import Picture, Prompt, Scores
+from launcher.filters.spec import call_timeout_s
 from launcher.filters.verdicts import DEFAULT_THRESHOLDS
 from launcher.logs import log_event
 from launcher.messages.configs import FilterSpec
@@ -232,7 +233,7 @@ class Workers:
     def _patience_s(self, batch: Sequence[_Check]) -> float:
         """How long the process may take: half of what a check has, or of what is left to those that are tried again
         each one's share, since one of them may be why the first try took too long."""
-        most = self.spec.timeout_s / 2
+        most = call_timeout_s(self.spec)
         (first, *_) = batch
         if not first.failures:
             return most

@@ -12,6 +12,7 @@ from typing import Any
 from launcher.filters.protocol import Picture, Prompt, Scores, Unavailable
 from launcher.filters.urls import options as of_urls
 from launcher.filters.urls.asking import Service
+from launcher.filters.urls.by_url import ByUrl
 from launcher.filters.urls.data_urls import as_data_url
 
 OPTIONS = (*of_urls.OPTIONS, "style", "images", "policies")
@@ -53,19 +54,20 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
     return value
 
 
-def make(value: str, options: Mapping[str, str], timeout_s: float = 20.0) -> Chat:
+def make(value: str, options: Mapping[str, str]) -> Chat:
     """Make the filter. Raises `ArgumentError` where there is no key in the variable that `key-env` names."""
     check_options(value, options)
     kind = ChatWithPictures if of_urls.is_yes(_NAME, options, "images") else Chat
     style: Style = ShieldGemma(_policies(options)) if options.get("style") == "shieldgemma" else LlamaGuard()
-    return kind(of_urls.make_service(_NAME, _ROUTE, value, options, timeout_s), options["model"], style)
+    return kind(of_urls.make_service(_NAME, _ROUTE, value, options), options["model"], style)
 
 
-class Chat:
+class Chat(ByUrl):
     """Asks a model about each text by itself, at the same time. A prompt has the higher scores of its two texts."""
 
     def __init__(self, service: Service, model: str, style: Style) -> None:
-        self._service, self._model, self._style = service, model, style
+        super().__init__(service)
+        self._model, self._style = model, style
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:
         contents = [

@@ -9,6 +9,7 @@ from typing import Any
 from launcher.filters.protocol import Picture, Prompt, Scores, Unavailable
 from launcher.filters.urls import options as of_urls
 from launcher.filters.urls.asking import Service
+from launcher.filters.urls.by_url import ByUrl
 from launcher.filters.urls.data_urls import as_data_url
 
 OPTIONS = of_urls.OPTIONS
@@ -25,17 +26,17 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
     return value
 
 
-def make(value: str, options: Mapping[str, str], timeout_s: float = 20.0) -> Moderation:
+def make(value: str, options: Mapping[str, str]) -> Moderation:
     """Make the filter. Raises `ArgumentError` where there is no key in the variable that `key-env` names."""
-    return Moderation(of_urls.make_service(_NAME, _ROUTE, value, options, timeout_s), options.get("model"))
+    return Moderation(of_urls.make_service(_NAME, _ROUTE, value, options), options.get("model"))
 
 
-class Moderation:
+class Moderation(ByUrl):
     """Asks for scores by category. What the service flags has at least `_FLAGGED`, from which a category blocks where
     the operator has said nothing."""
 
     def __init__(self, service: Service, model: str | None) -> None:
-        self._service = service
+        super().__init__(service)
         self._model = {} if model is None else {"model": model}
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:

@@ -70,7 +70,7 @@ class _Questions:
 class Service:
     """Asks one address, several questions at a time. Connections are kept for the next ones.
 
-    timeout_s: for all that is asked together. pause_s: between two tries, where the service names none.
+    timeout_s: for all that is asked together; may be changed. pause_s: between two tries, where the service names none.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Service:
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._address = address
-        self._timeout_s, self._pause_s = timeout_s, pause_s
+        self.timeout_s, self._pause_s = timeout_s, pause_s
         self._tls = (tls or ssl.create_default_context()) if address.is_tls else None
         self._headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "krea2-engine"}
         if key is not None:
@@ -95,14 +95,14 @@ class Service:
     def ask_all(self, questions: Sequence[Callable[[], object]]) -> list[Any]:
         """Ask what each of these makes, in threads, and return the answers in their order. Raises `Unavailable` as soon
         as one has none."""
-        asked = _Questions(self._timeout_s)
+        asked = _Questions(self.timeout_s)
         futures = [self._threads.submit(self._ask, question, asked) for question in questions]
         try:
             done, late = wait(futures, timeout=asked.left_s, return_when=FIRST_EXCEPTION)
             for future in done:
                 future.result()
             if late:
-                raise Unavailable(f"{self._address} did not answer within {self._timeout_s:g} s")
+                raise Unavailable(f"{self._address} did not answer within {self.timeout_s:g} s")
             return [future.result() for future in futures]
         finally:
             for future in futures:
@@ -199,7 +199,7 @@ class Service:
 
     def _failed(self, error: Exception) -> Unavailable:
         if isinstance(error, TimeoutError):
-            return Unavailable(f"{self._address} did not answer within {self._timeout_s:g} s")
+            return Unavailable(f"{self._address} did not answer within {self.timeout_s:g} s")
         if isinstance(error, ssl.SSLCertVerificationError):
             return Unavailable(f"the certificate of {self._address} is not trusted here: {error.verify_message}")
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__

@@ -36,14 +36,14 @@ def check(name: str, route: str, value: str, options: Mapping[str, str]) -> Addr
     return address
 
 
-def make_service(name: str, route: str, value: str, options: Mapping[str, str], timeout_s: float) -> Service:
+def make_service(name: str, route: str, value: str, options: Mapping[str, str]) -> Service:
     """Make what asks the URL. Raises `ArgumentError`, also where the variable with the key is not set."""
     address = check(name, route, value, options)
     variable = options.get("key-env")
     key = None if variable is None else os.environ.get(variable, "").strip()
     if key is not None and not _KEY.fullmatch(key):
         raise wrong(name, f"the environment variable {variable}, which key-env= names, is not set or holds no key")
-    return Service(address, key=key, timeout_s=timeout_s, connections=_connections(name, options))
+    return Service(address, key=key, connections=_connections(name, options))
 
 
 def is_yes(name: str, options: Mapping[str, str], key: str) -> bool:

@@ -141,7 +141,7 @@ def test_threads_that_wait_for_late_answers_are_free_again(stand_in: StandIn) ->
         with pytest.raises(Unavailable):
             service.ask_all(questions(1))
         stand_in.reply = lambda body: Reply({"late": False})
-        service._timeout_s = PATIENCE_S
+        service.timeout_s = PATIENCE_S
         assert service.ask_all(questions(1)) == [{"late": False}]
 
 

@@ -23,7 +23,8 @@ def made(stand_in: StandIn) -> Iterator[Make]:
     filters: list[Chat] = []
 
     def make(**options: str) -> Chat:
-        filters.append(chat.make(f"{stand_in.url}/v1", {"model": "guard", **options}, PATIENCE_S))
+        filters.append(chat.make(f"{stand_in.url}/v1", {"model": "guard", **options}))
+        filters[-1].patience_s = PATIENCE_S
         return filters[-1]
 
     yield make

@@ -20,7 +20,8 @@ from tests.launcher.processes import PATIENCE_S
 
 @pytest.fixture
 def asked(stand_in: StandIn) -> Iterator[Moderation]:
-    made = moderation.make(f"{stand_in.url}/v1", {"model": "omni-moderation-latest"}, PATIENCE_S)
+    made = moderation.make(f"{stand_in.url}/v1", {"model": "omni-moderation-latest"})
+    made.patience_s = PATIENCE_S
     yield made
     made._service.close()
 
