@@ -157,7 +157,7 @@ class _Course:
 
     def _after(self, attempt: Attempt, problem: LostError | MovedError | Krea2Error) -> float:
         """Decide what comes after an attempt, count it and log it. Returns the seconds to wait, or raises the end."""
-        deaths = self._history.deaths
+        restarts = self._history.restarts
         match problem:
             case MovedError():
                 reason, detail = problem.reason, None
@@ -168,7 +168,7 @@ class _Course:
             case _:
                 reason, detail = problem.code, problem.message
                 pause_s = self._history.failed(attempt, problem)
-        if self._history.deaths > deaths:
+        if self._history.restarts > restarts:
             self.telling.attempt_dies()
         if isinstance(problem, MovedError):
             self._counts.moved(reason)

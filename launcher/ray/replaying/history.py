@@ -11,11 +11,12 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from engine.errors import Krea2Error, QueueFullError, RequestKilledRanksError, ServerError
+from engine.errors import FilterUnavailableError, Krea2Error, QueueFullError, RequestKilledRanksError, ServerError
 from launcher.messages.client_messages import LONGEST_REQUEST_ID, Accepted, Image, Preview, Progress
 
 MOST_DEATHS = 3  # of ranks and engines, with the request in flight
 MOST_REFUSALS = 3  # engines that do not take a request which nobody has accepted yet
+MOST_UNCHECKED = 3  # engines whose content filters fail: it may be the request that they fail at
 MOST_FULL = 2  # engines that say so, before its client is told
 MOST_LOSSES = 20  # of engines where the request waited, before something else must be wrong
 PATIENCE_S = 30.0  # for an engine that takes a request
@@ -80,6 +81,7 @@ class History:
     def __init__(self, request_id: str, chance: Callable[[], float] = random.random) -> None:
         self._request_id, self._chance = request_id, chance
         self.deaths = self.moves = self.setbacks = 0
+        self._unchecked = self._unchecked_begun = 0
         self.avoid: dict[str, None] = {}
         self.was_accepted = False
         self._full: list[QueueFullError] = []
@@ -94,6 +96,11 @@ class History:
     def is_first(self) -> bool:
         """Whether no attempt has ended yet."""
         return not self.moves and not self.setbacks
+
+    @property
+    def restarts(self) -> int:
+        """How often the work on it was lost: at deaths, and where an engine had begun it and could not check it."""
+        return self.deaths + self._unchecked_begun
 
     def begin(self) -> Attempt:
         """Begin another attempt."""
@@ -131,6 +138,8 @@ class History:
         """Go on after an engine's own error, if that says more of the engine than of the request."""
         if isinstance(error, QueueFullError) and not is_too_short(error) and error is not self._verdict:
             return self._refused_full(attempt, error)
+        if error.code == FilterUnavailableError.code and error is not self._verdict:
+            return self._left_unchecked(attempt, error)
         if error.code not in _ELSEWHERE or error is self._verdict:
             raise error
         if error.code == "cancelled":  # whoever hangs up stops following: so it is no client's doing
@@ -161,6 +170,18 @@ class History:
         if self._losses >= MOST_LOSSES:
             raise error
         return self._pause_s() if is_again else 0.0  # there may be others
+
+    def _left_unchecked(self, attempt: Attempt, error: Krea2Error) -> float:
+        """Go on after an engine whose content filter failed, which ends nothing there and is no death."""
+        is_again = self._avoid(attempt)
+        self.deaths += attempt.rank_attempt - 1
+        self._why = error
+        self.setbacks += 1
+        self._unchecked += 1
+        self._unchecked_begun += int(attempt.begun)
+        if self._unchecked >= MOST_UNCHECKED:
+            raise error
+        return self._pause_s() if is_again else 0.0
 
     def _refused_full(self, attempt: Attempt, error: QueueFullError) -> float:
         self._avoid(attempt)

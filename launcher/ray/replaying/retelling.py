@@ -62,10 +62,11 @@ def retold(reply: Told, request_id: str, attempt: int) -> Told:
     return msgspec.structs.replace(reply, request_id=request_id, attempt=attempt)
 
 
-def with_time_before(image: Image, lost_s: float, waited_s: float, deaths: int, moves: int) -> Image:
+def with_time_before(image: Image, lost_s: float, waited_s: float, restarts: int, moves: int) -> Image:
     """Add what had passed before the last attempt to what an image says of the time of its request.
 
-    lost_s: until the last of so many engines died. waited_s: since then, where engines were stopped, full or missing.
+    lost_s: until the work on it was lost for the last of so many times. waited_s: since then, where engines were
+    stopped, full or missing.
     """
     timings = dict(image.timings)
     for name in ("queue", "total"):
@@ -73,23 +74,23 @@ def with_time_before(image: Image, lost_s: float, waited_s: float, deaths: int, 
             timings[name] += lost_s + waited_s
     told = image.explanation
     if told is not None:
-        told = _explain_before(told, lost_s, waited_s, deaths, moves)
+        told = _explain_before(told, lost_s, waited_s, restarts, moves)
     return msgspec.structs.replace(image, timings=timings, explanation=told)
 
 
-def _explain_before(told: Explanation, lost_s: float, waited_s: float, deaths: int, moves: int) -> Explanation:
+def _explain_before(told: Explanation, lost_s: float, waited_s: float, restarts: int, moves: int) -> Explanation:
     before_s = lost_s + waited_s
     stages = [
         msgspec.structs.replace(
-            stage, begin_s=stage.begin_s + before_s, end_s=stage.end_s + before_s, attempt=stage.attempt + deaths
+            stage, begin_s=stage.begin_s + before_s, end_s=stage.end_s + before_s, attempt=stage.attempt + restarts
         )
         for stage in told.stages
     ]
     before = [
         Stage(name=name, begin_s=begin_s, end_s=end_s, attempt=attempt)
         for name, begin_s, end_s, attempt in (
-            ("lost", 0.0, lost_s, max(1, deaths)),
-            ("queue", lost_s, before_s, deaths + 1),
+            ("lost", 0.0, lost_s, max(1, restarts)),
+            ("queue", lost_s, before_s, restarts + 1),
         )
         if end_s > begin_s
     ]
@@ -101,16 +102,16 @@ def _explain_before(told: Explanation, lost_s: float, waited_s: float, deaths: i
         total_s=told.total_s + before_s,
         clock_s=told.clock_s - before_s,
         parts=parts,
-        attempt=told.attempt + deaths,
-        notes=(*_notes(deaths, moves), *told.notes),
+        attempt=told.attempt + restarts,
+        notes=(*_notes(restarts, moves), *told.notes),
         stages=(*before, *stages),
     )
 
 
-def _notes(deaths: int, moves: int) -> Iterable[str]:
-    if deaths:
-        times = "once" if deaths == 1 else f"{deaths} times"
-        yield f"engines or their ranks died {times} before this attempt, which another engine made"
+def _notes(restarts: int, moves: int) -> Iterable[str]:
+    if restarts:
+        times = "once" if restarts == 1 else f"{restarts} times"
+        yield f"engines, their ranks or content filters failed {times} before this attempt, which another engine made"
     if moves:
         others = "another engine" if moves == 1 else f"{moves} others, one after the other"
         yield f"the request went to {others}, before it had begun: where it was first was stopped, or busy for longer"

@@ -41,7 +41,7 @@ class Telling:
         self._sent_s = self._clock() - self._came
 
     def attempt_dies(self) -> None:
-        """Note that the request was in flight where an engine has died now."""
+        """Note that the work on the request was lost now, since an engine has died or could not check it."""
         self._lost_s = self._clock() - self._came
 
     def end(self, error: Krea2Error | None = None) -> None:
@@ -106,10 +106,10 @@ class Telling:
 
     def _put(self, reply: Told, file: bytes) -> None:
         history = self._history
-        self._attempt = max(self._attempt, history.deaths + reply.attempt)
+        self._attempt = max(self._attempt, history.restarts + reply.attempt)
         if isinstance(reply, Image):
             self.unread.forget_previews(reply.index)
             if history.setbacks or history.moves:
                 waited_s = self._sent_s - self._lost_s
-                reply = with_time_before(reply, self._lost_s, waited_s, history.deaths, history.moves)
+                reply = with_time_before(reply, self._lost_s, waited_s, history.restarts, history.moves)
         self.unread.put(retold(reply, self._request.request_id, self._attempt), file)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.errors import Krea2Error, QueueFullError, RequestKilledRanksError, ServerError
+from engine.errors import FilterUnavailableError, Krea2Error, QueueFullError, RequestKilledRanksError, ServerError
 from launcher.messages.client_messages import Accepted, Generate, Image, Progress, Reply
 from tests.launcher.ray.replaying.fake_engines import (
     Drawn,
@@ -105,10 +105,48 @@ def test_two_engines_are_asked_where_they_are_full_and_the_sooner_says_when_to_c
     run_instantly(test())
 
 
+@pytest.mark.parametrize("after", range(10))
+def test_what_an_engine_cannot_check_goes_to_another_and_no_image_comes_twice(after: int) -> None:
+    """A filter may fail before an image is drawn, and after."""
+
+    async def test() -> None:
+        async def unchecked(drawn: Drawn) -> AsyncGenerator[Replies, None]:
+            yield [*drawn.whole()[:after], drawn.failed("filter_unavailable", retry_after_s=2.0)]
+
+        cluster = FakeCluster(one=unchecked, two=well)
+        cluster.fleet.stats("two", 5.0, 1, 1)
+        replies = await told(cluster, num_images=2, steps=1)
+        assert [drawn.engine for drawn in cluster.drawn] == ["one", "two"]
+        images = [(reply.index, file) for reply, file in replies if isinstance(reply, Image)]
+        assert images == [(0, file_of(7)), (1, file_of(8))]
+        attempts = [reply.attempt for reply, _ in replies if isinstance(reply, (Accepted, Progress, Image))]
+        assert attempts == sorted(attempts)
+        assert max(attempts) == (2 if after > 1 else 1)
+        assert b'krea2_ingress_replays_total{reason="filter_unavailable"} 1.0' in cluster.replay.counts.render()
+
+    run_instantly(test())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_request_that_three_engines_cannot_check_ends_with_what_the_last_says(begun: bool) -> None:
+    async def test() -> None:
+        async def unchecked(drawn: Drawn) -> AsyncGenerator[Replies, None]:
+            yield [*(drawn.whole()[:3] if begun else ()), drawn.failed("filter_unavailable", retry_after_s=2.0)]
+
+        cluster = FakeCluster(**dict.fromkeys(("one", "two", "three"), unchecked), four=well)
+        cluster.fleet.stats("four", 99.0, 1, 1)
+        with pytest.raises(FilterUnavailableError, match="it is filter_unavailable") as raised:
+            await told(cluster)
+        assert raised.value.retry_after_s == 2.0
+        assert len({drawn.engine for drawn in cluster.drawn}) == 3
+
+    run_instantly(test())
+
+
 @pytest.mark.parametrize(
     "code",
     ["invalid_parameter", "out_of_memory", "bad_lora", "image_not_finite", "timeout", "rate_limited", "internal_error",
-     "idempotency_conflict", "request_killed_ranks", "of_a_newer_release"],
+     "idempotency_conflict", "request_killed_ranks", "moderation_blocked", "of_a_newer_release"],
 )  # fmt: skip
 def test_an_error_of_the_request_itself_is_told_at_once(code: str) -> None:
     async def test() -> None:

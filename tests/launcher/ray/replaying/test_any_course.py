@@ -20,8 +20,15 @@ from tests.launcher.ray.replaying.fake_engines import STEPS, USUAL, Drawn, FakeC
 from tests.launcher.ray.replaying.instant_time import run_instantly
 
 NAMES = ("one", "two", "three", "four")
-OWN_FAULTS = ("invalid_parameter", "out_of_memory", "timeout", "image_not_finite", "request_killed_ranks")
-PASSING = ("server_unavailable", "rank_failed", "launch_failed", "cancelled")
+OWN_FAULTS = (
+    "invalid_parameter",
+    "out_of_memory",
+    "timeout",
+    "image_not_finite",
+    "request_killed_ranks",
+    "moderation_blocked",
+)
+PASSING = ("server_unavailable", "rank_failed", "launch_failed", "cancelled", "filter_unavailable")
 GOES_ON = ("step", "step", "step", "image", "image", "preview", "place")
 GOES_WRONG = ("die", "raise", "end", "garbage", "misread", "stranger", "too many", "restart", "again", "leave", "wait")
 COURSES = 50  # of each seed

@@ -90,7 +90,7 @@ def test_the_time_before_the_last_attempt_is_part_of_it_all() -> None:
     drawn = Drawn("one", make(seed=7), [], True, (), None)
     image, _ = drawn.image(0, explanation=explain(0.75))
     assert isinstance(image, Image)
-    told = with_time_before(image, lost_s=3.0, waited_s=2.0, deaths=2, moves=1)
+    told = with_time_before(image, lost_s=3.0, waited_s=2.0, restarts=2, moves=1)
     assert told.timings == {"queue": 5.25, "denoise": 0.5, "total": 5.75}
     life = told.explanation
     assert life is not None
