@@ -14,11 +14,10 @@ from launcher.filters.gate import Gate
 from launcher.filters.protocol import Picture, Prompt
 from launcher.filters.spec import read_specs
 from launcher.filters.verdicts import BlockedError, Finding
+from tests.launcher.filters.stand_in import MARKER, STAND_IN
 
 T = TypeVar("T")
 Run = Callable[[Awaitable[T]], T]
-STAND_IN = "python:tests.launcher.filters.stand_in:StandIn"
-MARKER = "python:tests.launcher.filters.stand_in:Marker"
 
 
 def picture(red: int, size: tuple[int, int] = (32, 24), kind: str = "image") -> Picture:
@@ -128,10 +127,14 @@ def test_many_checks_at_once_get_each_their_own_answer(gate: Gate, run: Run[Any]
     ("filter_", "reason"),
     [
         (f"{STAND_IN},fails=raise", "there is no such model"),
-        (f"{STAND_IN},fails=exit", "ended with exit code 3"),
-        (f"{STAND_IN},no_such=1", "TypeError"),
-        ("python:no.such:Filter", "No module named 'no'"),
-        ("python:tests.launcher.filters.stand_in:Nothing", "Nothing has none of the methods check_prompts"),
+        pytest.param(f"{STAND_IN},fails=exit", "ended with exit code 3", marks=pytest.mark.slow),
+        pytest.param(f"{STAND_IN},no_such=1", "TypeError", marks=pytest.mark.slow),
+        pytest.param("python:no.such:Filter", "No module named 'no'", marks=pytest.mark.slow),
+        pytest.param(
+            "python:tests.launcher.filters.stand_in:Nothing",
+            "Nothing has none of the methods check_prompts",
+            marks=pytest.mark.slow,
+        ),
         (f"{MARKER},only=prompts", "only=prompts leaves nothing of what it does: it has mark_images"),
     ],
 )
