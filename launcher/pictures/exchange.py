@@ -1,20 +1,18 @@
-"""What the front-end and the process that reads pictures say to each other: a struct as msgpack, then bytes.
+"""What the front-end and the process that reads pictures say to each other, by `launcher/socket_frames.py`.
 
-Each is preceded by its length. When the process has come up it says so once, with `UP`. Then the front-end sends `Work`
-and the files; the answers are a `Begun` for each file, then `Laid` with its parts, or `Refused`.
+When the process has come up it says so once, with `UP`. Then the front-end sends `Work` and the files; the answers are
+a `Begun` for each file, then `Laid` with its parts, or `Refused`.
 """
 
 from __future__ import annotations
-
-import struct
 
 import msgspec
 
 from launcher.pictures.wanted import Wanted
 
 READ_S = 10.0  # for a file, of the processor's time
-HEADER = struct.Struct(">I")  # the length of what follows
 UP = b"\1"
+MOST_BYTES = 2**20  # of an answer, without its parts
 
 
 class Work(msgspec.Struct, frozen=True):

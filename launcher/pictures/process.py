@@ -11,10 +11,11 @@ from contextlib import suppress
 from functools import partial
 
 from engine.errors import ArgumentError
+from launcher import socket_frames
 from launcher.messages.configs import PicturesConfig
 from launcher.messages.encoding import encode
 from launcher.pictures.decoding import PictureFile, configure_pillow
-from launcher.pictures.exchange import HEADER, READ_S, UP, Answer, Begun, Laid, Refused, decode_work
+from launcher.pictures.exchange import READ_S, UP, Begun, Laid, Refused, decode_work
 from launcher.pictures.geometry import compare_mask, lay_out
 from launcher.pictures.layers import Layers, make_layers
 from launcher.processes import read_config, watch_parent
@@ -41,9 +42,9 @@ def run_pictures() -> None:
 
 def _serve(front_end: socket.socket) -> None:
     """Read the pictures of one request. Raises `EOFError` once there are no more."""
-    work = decode_work(_receive(front_end, HEADER.unpack(_receive(front_end, HEADER.size))[0]))
+    work = decode_work(socket_frames.receive_message(front_end))
     wanted = work.wanted
-    files = {name: _receive(front_end, size) for name, size in zip(wanted.names, work.sizes, strict=True)}
+    files = {name: socket_frames.receive(front_end, size) for name, size in zip(wanted.names, work.sizes, strict=True)}
     answer: Laid | Refused
     parts: Sequence[bytes] = ()
     try:
@@ -69,12 +70,12 @@ def _serve(front_end: socket.socket) -> None:
     except MemoryError:
         answer = Refused(f"{name} could not be read: it takes more memory than there is for it", name)
     signal.setitimer(signal.ITIMER_PROF, 0)
-    _send(front_end, answer, *parts)
+    socket_frames.send(front_end, encode(answer), *parts)
 
 
 def _begin(front_end: socket.socket, name: str) -> None:
     """Say that a file is being read. Whoever takes too long over it is killed by SIGPROF, whatever it does then."""
-    _send(front_end, Begun(name))
+    socket_frames.send(front_end, encode(Begun(name)))
     signal.setitimer(signal.ITIMER_PROF, READ_S)
 
 
@@ -88,20 +89,3 @@ def _answer(layers: Layers, answer_size: tuple[int, int], warnings: tuple[str, .
     rgb, mask, alpha, source = map(len, parts)
     laid = Laid(layers.drawn.size, answer_size, warnings, (rgb, mask, alpha, source), layers.inner, layers.box)
     return laid, parts
-
-
-def _send(front_end: socket.socket, answer: Answer, *parts: bytes) -> None:
-    data = encode(answer)
-    for part in (HEADER.pack(len(data)) + data, *parts):
-        front_end.sendall(part)
-
-
-def _receive(front_end: socket.socket, size: int) -> bytes:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        got = front_end.recv_into(view)
-        if not got:
-            raise EOFError
-        view = view[got:]
-    return bytes(data)

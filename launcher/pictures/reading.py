@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, Krea2Error, QueueFullError, ServerError
 from engine.pictures.pixels import Pixels
+from launcher import socket_frames
 from launcher.logs import log_event
 from launcher.messages.client_messages import Generate
 from launcher.messages.configs import PicturesConfig
 from launcher.messages.encoding import encode
 from launcher.messages.limits import Limits
-from launcher.pictures.exchange import HEADER, READ_S, UP, Answer, Begun, Laid, Refused, Work, decode_answer
+from launcher.pictures.exchange import MOST_BYTES, READ_S, UP, Answer, Begun, Laid, Refused, Work, decode_answer
 from launcher.pictures.file_kinds import check_bytes
 from launcher.pictures.prepared import Patch, PreparedPicture
 from launcher.pictures.wanted import Wanted
@@ -150,7 +151,7 @@ class _Process:
                 name = answer.name
                 async with asyncio.timeout(_PATIENCE_S):
                     answer = await self._answer()
-                    parts = [await self._receive(size) for size in answer.sizes] if isinstance(answer, Laid) else []
+                    parts = await self._parts(answer) if isinstance(answer, Laid) else []
             self.is_at_work = False
             return answer, parts
         except TimeoutError:
@@ -184,29 +185,19 @@ class _Process:
     async def _come_up(self) -> None:
         """Wait for it to have come up, which goes on when nobody waits any more."""
         if self._up is None:
-            self._up = asyncio.create_task(self._receive(len(UP)))
+            self._up = asyncio.create_task(socket_frames.receive_async(self._socket, len(UP)))
             self._up.add_done_callback(lambda up: up.cancelled() or up.exception())  # whoever waits hears of it
         await asyncio.shield(self._up)
 
     async def _send(self, wanted: Wanted, files: Mapping[str, bytes]) -> None:
-        data = encode(Work(wanted, tuple(len(files[name]) for name in wanted.names)))
-        loop = asyncio.get_running_loop()
-        for part in (HEADER.pack(len(data)) + data, *(files[name] for name in wanted.names)):
-            await loop.sock_sendall(self._socket, part)
+        work = encode(Work(wanted, tuple(len(files[name]) for name in wanted.names)))
+        await socket_frames.send_async(self._socket, work, *(files[name] for name in wanted.names))
 
     async def _answer(self) -> Answer:
-        (size,) = HEADER.unpack(await self._receive(HEADER.size))
-        return decode_answer(await self._receive(size))
+        return decode_answer(await socket_frames.receive_message_async(self._socket, MOST_BYTES))
 
-    async def _receive(self, size: int) -> bytes:
-        data = bytearray(size)
-        view, loop = memoryview(data), asyncio.get_running_loop()
-        while view:
-            got = await loop.sock_recv_into(self._socket, view)
-            if not got:
-                raise EOFError
-            view = view[got:]
-        return bytes(data)
+    async def _parts(self, laid: Laid) -> list[bytes]:
+        return [await socket_frames.receive_async(self._socket, size) for size in laid.sizes]
 
 
 def _prepared(laid: Laid, parts: list[bytes]) -> PreparedPicture:
