@@ -125,7 +125,7 @@ class _Answer:
             raise Unavailable("the chat service answered without the text of a message")
         try:
             return cls(text.strip(), _candidates(choice.get("logprobs")))
-        except (LookupError, TypeError, ValueError, AttributeError):
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
             raise Unavailable("the chat service answered with logprobs that cannot be read") from None
 
     def probability(self, yes: str, no: str) -> float | None:
