@@ -34,6 +34,10 @@ def main() -> None:
         from launcher.auto_mode.choice import report_gpus
 
         report_gpus()
+    elif role == "_fingerprint":
+        from launcher.audit.fingerprint_process import run_fingerprint
+
+        run_fingerprint()
     elif role == "_pictures":
         from launcher.pictures.process import run_pictures
 

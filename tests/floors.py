@@ -38,6 +38,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.run_folder": set(),
     "launcher.socket_frames": set(),
     "launcher.pictures": _CHILDREN,
+    "launcher.audit": {*_CHILDREN, "launcher.pictures"},
     "launcher.hub": set(),
     "launcher.disclosure": {"launcher.messages"},
     "launcher.requests": {
@@ -228,6 +229,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.messages.connections",
         "launcher.pictures",
         "launcher.filters",
+        "launcher.audit",
         "launcher.http",
         "launcher.ranks",
         "launcher.frontend",

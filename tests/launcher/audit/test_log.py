@@ -1,0 +1,125 @@
+"""Lines of an audit log are whole, in their order, and kept, whoever else writes, moves files or fills the disk."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from engine.errors import ArgumentError, ServerError
+from launcher.audit.entries import Entries, Entry, encode, timestamp
+from launcher.audit.log import AuditLog
+from launcher.audit.writer import AuditWriter
+
+
+def line(number: int) -> bytes:
+    return encode(Entry(time=timestamp(number), event="refused", seed=number))
+
+
+def seeds(folder: Path) -> list[int | None]:
+    return [entry.seed for entry in Entries(str(folder))]
+
+
+def test_a_second_process_has_a_file_of_its_own_until_the_first_has_ended(tmp_path: Path) -> None:
+    first, second = AuditLog(str(tmp_path)), AuditLog(str(tmp_path))
+    assert (Path(first.path).name, Path(second.path).name) == ("audit.jsonl", "audit-2.jsonl")
+    first.append(line(1))
+    second.append(line(2))
+    assert stat.S_IMODE(os.stat(first.path).st_mode) == 0o600
+    first.close()
+    third = AuditLog(str(tmp_path))
+    third.append(line(3))
+    assert third.path == first.path
+    assert sorted(map(str, seeds(tmp_path))) == ["1", "2", "3"]
+    reports = AuditLog(str(tmp_path), "reports")
+    assert Path(reports.path).name == "reports.jsonl"
+
+
+def test_files_rotate_by_size_and_none_is_lost(tmp_path: Path) -> None:
+    log = AuditLog(str(tmp_path), most_bytes=3 * len(line(1)), clock=lambda: 1e9)
+    for number in range(1, 9):
+        log.append(line(number))
+    files = sorted(path.name for path in tmp_path.glob("*.jsonl"))
+    assert files == ["audit.20010909T014640Z-1.jsonl", "audit.20010909T014640Z.jsonl", "audit.jsonl"]
+    assert sorted(filter(None, seeds(tmp_path))) == [*range(1, 9)]
+    assert max(path.stat().st_size for path in tmp_path.glob("*.jsonl")) <= 3 * len(line(1))
+
+
+def test_a_file_that_another_program_moved_is_begun_anew(tmp_path: Path) -> None:
+    log = AuditLog(str(tmp_path))
+    log.append(line(1))
+    os.rename(log.path, tmp_path / "moved.jsonl")
+    log.append(line(2))
+    os.unlink(log.path)
+    log.append(line(3))
+    assert sorted(filter(None, seeds(tmp_path))) == [1, 3]
+
+
+def test_half_a_line_of_a_process_that_was_killed_spoils_no_other(tmp_path: Path) -> None:
+    (tmp_path / "audit.jsonl").write_bytes(line(1) + line(2)[:20])
+    AuditLog(str(tmp_path)).append(line(3))
+    entries = Entries(str(tmp_path))
+    assert [entry.seed for entry in entries] == [1, 3]
+    assert entries.unread == 1
+
+
+def test_what_a_full_disk_took_of_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = AuditLog(str(tmp_path))
+    log.append(line(1))
+    write, taken = os.write, [10]
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[: taken.pop()])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        log.append(line(2))
+    monkeypatch.setattr(os, "write", write)
+    log.append(line(3))
+    assert (tmp_path / "audit.jsonl").read_bytes() == line(1) + line(3)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ArgumentError, match="cannot be written to"):
+        AuditLog(str(tmp_path / "file"))
+    with pytest.raises(ArgumentError, match="is no folder"):
+        Entries(str(tmp_path / "none"))
+    with pytest.raises(ArgumentError, match="has no audit log"):
+        Entries(str(tmp_path))
+
+
+def test_a_line_that_is_not_written_or_not_in_time_is_an_error_and_later_ones_are_written(tmp_path: Path) -> None:
+    class Disk(AuditLog):
+        problem: OSError | None = OSError(errno.ENOSPC, "No space left on device")
+        hangs = threading.Event()
+
+        def append(self, line: bytes) -> None:
+            if self.problem is not None:
+                raise self.problem
+            self.hangs.wait()
+            super().append(line)
+
+    async def test() -> None:
+        disk = Disk(str(tmp_path))
+        writer = AuditWriter(disk, wait_s=0.05)
+        with pytest.raises(ServerError, match="the audit log cannot be written") as caught:
+            await writer.write(line(1))
+        assert caught.value.retry_after_s
+        disk.problem = None
+        with pytest.raises(ServerError):  # it hangs
+            await writer.write(line(2))
+        disk.hangs.set()
+        patient = AuditWriter(disk)
+        await patient.write(line(3))
+        assert 3 in seeds(tmp_path)
+        writer.close()
+
+    asyncio.run(test())
