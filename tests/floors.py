@@ -74,6 +74,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.http.uploads": {"launcher.messages", "launcher.parameters"},
     "launcher.http.apis": {
+        "launcher.audit",
         *_CHILDREN,
         "launcher.licence",
         "launcher.http.uploads",
@@ -99,6 +100,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.http.docs": {*_CHILDREN, "launcher.requests", "launcher.http.answers"},
     "launcher.http": {
+        "launcher.audit",
         *_CHILDREN,
         "launcher.pictures",
         "launcher.http.uploads",
@@ -210,6 +212,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.auto_mode",
         "launcher.setup",
     },
+    "launcher.cli.audit": {"launcher.audit", "launcher.cli", "launcher.cli.options"},
     "launcher.cli.cluster": {
         *_CHILDREN,
         "launcher.filters",

@@ -56,9 +56,9 @@ def hash_text(key: bytes, text: str) -> str:
 
 def read_key(folder: str) -> bytes:
     """Read the key of a folder's prompt hashes, after making it if there is none. Raises `OSError`."""
+    if (known := known_key(folder)) is not None:
+        return known
     file = os.path.join(folder, _KEY_FILE)
-    with suppress(FileNotFoundError), open(file, "rb") as known:
-        return known.read()
     new = f"{file}.{os.getpid()}"
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as written:
@@ -68,5 +68,13 @@ def read_key(folder: str) -> bytes:
             os.link(new, file)
     finally:
         os.unlink(new)
-    with open(file, "rb") as known:
+    key = known_key(folder)
+    assert key is not None  # it was there just now, whoever made it
+    return key
+
+
+def known_key(folder: str) -> bytes | None:
+    """Read the key of a folder's prompt hashes; None if there is none. Raises `OSError`."""
+    with suppress(FileNotFoundError), open(os.path.join(folder, _KEY_FILE), "rb") as known:
         return known.read()
+    return None

@@ -27,8 +27,9 @@ from launcher.processes import ORDERLY_S, SIGNALS, exit_after, watch_parent
 from launcher.ranks import torchrun
 
 _AGAIN_S = 0.05  # for a finalizer to end
-# It stands above all other commands, since its options are those of `serve`.
+# They stand above all other commands: the options of cluster are those of `serve`.
 _cluster: click.Command = import_module("launcher.cli.cluster.group").cluster
+_audit: click.Command = import_module("launcher.cli.audit.group").audit
 
 
 def run() -> NoReturn:
@@ -80,7 +81,7 @@ def show_help(context: click.Context, command: tuple[str, ...]) -> None:
 
 @click.group(
     cls=Commands,
-    commands=(generate, serve, info, convert, _cluster, keys, show_help),
+    commands=(generate, serve, info, convert, _cluster, keys, _audit, show_help),
     context_settings=SETTINGS,
 )
 @click.version_option(engine.__version__)

@@ -169,6 +169,7 @@ def serve(
         own["model_names"] = own["model_names"] or (model_name(options["model"] or options["transformer"] or "demo"),)
         if api_key_file is not None:
             own |= {"api_key_file": api_key_file, "file_keys": read_keys(api_key_file)}
+        own |= {"audit_log": config.audit_log, "audit_content": config.audit_content}
         http_config = HttpConfig(engine=config.engine, limits=config.limits, log_format=log_format, rpc_key=key, **own)
         tell_access(http_config, insecure=insecure)
         http = HttpServer(http_config, listen(http_config.host, port), workers=http_workers)

@@ -38,6 +38,7 @@ from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.licence import add_licence_route
 from launcher.http.apis.loras import add_lora_routes
 from launcher.http.apis.openai_images import EDITS_PATH, GENERATIONS_PATH, add_image_routes
+from launcher.http.apis.reports import add_report_route
 from launcher.http.apis.server_state import add_state_routes
 from launcher.http.apis.sglang import add_sglang_routes
 from launcher.http.apis.state_answers import METRICS
@@ -158,6 +159,7 @@ def make_app(
     studio, held = Studio(config, model, link), HeldImages(config)
     add_image_routes(app, studio, held, form_route(config))
     add_chat_routes(app, studio, held, ChatRoute)
+    add_report_route(app, config, form_route(config))
     held.add_routes(app)
     add_lora_routes(app, link)
     add_state_routes(app, studio, link)

@@ -16,6 +16,7 @@ from engine.errors import ArgumentError, Krea2Error, error_from_code
 from launcher.http.apis.automatic1111.lists import PATH as AUTOMATIC1111
 from launcher.http.apis.chat.routes import CHAT_PATH
 from launcher.http.apis.openai_images import EDITS_PATH, GENERATIONS_PATH
+from launcher.http.apis.reports import PATH as REPORTS_PATH
 from launcher.http.uploads.forms import FORM_TYPE, FormLimits, is_form, read_form
 from launcher.http.uploads.pictures import NAMES, base64_bytes
 from launcher.messages.configs import HttpConfig
@@ -27,7 +28,8 @@ _MOST = JsonLimits(values=4096, depth=8, key=100, string=1 << 62)
 CHAT_ROOM = 32  # times --max-body-bytes
 _MOST_OF_CHAT = JsonLimits(values=1 << 16, depth=64, key=1024, string=1 << 62)
 _LONG = 64 * 1024  # bytes: what takes longer to read than other requests should wait
-_MOST_PICTURES = {EDITS_PATH: 2, GENERATIONS_PATH: 2, f"{AUTOMATIC1111}img2img": 2, CHAT_PATH: 1}  # of a request
+# Of a request.
+_MOST_PICTURES = {EDITS_PATH: 2, GENERATIONS_PATH: 2, f"{AUTOMATIC1111}img2img": 2, CHAT_PATH: 1, REPORTS_PATH: 1}
 
 
 class BoundedRoute(APIRoute):
@@ -81,14 +83,18 @@ def taken_types(route: object) -> tuple[str, ...]:
 
 def most_bytes(path: str, config: HttpConfig) -> int:
     """Say how long a body may be."""
-    pictures = _MOST_PICTURES.get(path, 0) if config.engine.image_input else 0
+    pictures = _MOST_PICTURES.get(path, 0) if _takes_pictures(path, config) else 0
     plain = config.max_body_bytes * (CHAT_ROOM if path == CHAT_PATH else 1)
     return plain + pictures * base64_bytes(config.limits.max_image_bytes)
 
 
+def _takes_pictures(path: str, config: HttpConfig) -> bool:
+    return config.audit_log is not None if path == REPORTS_PATH else config.engine.image_input
+
+
 def too_large(path: str, config: HttpConfig) -> Krea2Error:
     """The error for a longer one."""
-    if path in _MOST_PICTURES and not config.engine.image_input:
+    if path in _MOST_PICTURES and path != REPORTS_PATH and not _takes_pictures(path, config):
         return ArgumentError(NO_PICTURES, parameter="image")
     return error_from_code("body_too_large", f"the body must be at most {most_bytes(path, config)} bytes")
 

@@ -50,7 +50,7 @@ class DisclosureConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 22.
+    """How to run a front-end: a flat message, a field for each thing that its parent decides, so 24.
 
     run_folder: for sockets; made by the front-end, or before by the external_ranks, which somebody else starts.
     ranks_host: this machine's name for ranks on others, None if there are none. rpc: where clients come, None for a
@@ -63,6 +63,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     the parent's own, client_name, with which the front-end ends. block_format:
     the weight format of most of the blocks' matrices. hash_files: read files whose hashes are not known, for pictures
     to say. filters: what checks prompts and pictures; filter_fail_open: let through what these cannot check.
+    audit_log: the folder of an audit log, None for none; audit_content: keep prompts themselves there.
     """
 
     engine: EngineConfig
@@ -88,10 +89,12 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     filters: tuple[FilterSpec, ...] = ()
     filter_fail_open: bool = False
     disclosure: DisclosureConfig = DisclosureConfig()
+    audit_log: str | None = None
+    audit_content: bool = False
 
 
 class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """How to run the HTTP process: a flat message, a field for each thing that its parent decides, so 22.
+    """How to run the HTTP process: a flat message, a field for each thing that its parent decides, so 24.
 
     socket_fd: a socket that listens already, inherited from the parent, which keeps it while the process is replaced.
     worker: its number if there are several. run_folder: for files that outlive it. created: when the server began, in
@@ -102,6 +105,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     the server from another origin, "*" for everybody's. public_url: what links begin with, whose host is
     another that Host may have; None for the base of the request that asks for them. images_folder: for images behind
     links, where servers on several machines share one, None for the run_folder; links: whether there may be any.
+    audit_log: the folder for reports of pictures, None to take none; audit_content: keep these pictures, too.
     """
 
     engine: EngineConfig
@@ -125,6 +129,8 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 2**20
     images_folder: str | None = None
     links: bool = True
+    audit_log: str | None = None
+    audit_content: bool = False
     log_format: str = "json"
 
 

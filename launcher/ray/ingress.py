@@ -76,6 +76,8 @@ def ingress_config(settled: Settled) -> HttpConfig:
         created=int(time.time()),
         images_folder=cluster.images_folder,
         links=settled.args.ingress_replicas == 1 or cluster.images_folder is not None,
+        audit_log=settled.frontend.audit_log,
+        audit_content=settled.frontend.audit_content,
         **keys,
     )
     if check_http(config, insecure=http.insecure) and not is_told:

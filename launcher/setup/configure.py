@@ -13,7 +13,8 @@ from engine.checkpoint.nearby import INDEX
 from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
-from engine.config.options import check_options, option, options_of, switch
+from engine.config.options import check_options, option, options_of, path, switch
+from engine.errors import ArgumentError
 from launcher.auto_mode.choice import choose_mode
 from launcher.auto_mode.prediction import Workload, block_format
 from launcher.hub.models import locate
@@ -80,9 +81,20 @@ class LaunchOptions:
         "Let files say, by XMP, that a model drew the picture, even those that leave out prompt and settings.",
         flag="--disclosure/--no-disclosure",
     )
+    audit_log: str | None = path(
+        "Write a line about each picture that leaves, and about what filters refuse, to files in this folder "
+        "(docs/audit.md); with a server, take reports of pictures, too.  [default: nothing is written]",
+        "a folder",
+        metavar="FOLDER",
+    )
+    audit_content: bool = switch(
+        False, "Have the --audit-log keep prompts themselves, and pictures that were reported, and not only hashes."
+    )
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.audit_content and self.audit_log is None:
+            raise ArgumentError("audit_content needs an audit_log to keep it in", parameter="audit_content")
 
 
 def engine_config(options: Mapping[str, Any]) -> EngineConfig:
@@ -143,6 +155,8 @@ def configure(
         block_format=block_format(checkpoint, engine),
         filters=filters,
         filter_fail_open=launching.filter_fail_open,
+        audit_log=launching.audit_log,
+        audit_content=launching.audit_content,
     )
     warnings: tuple[str, ...] = _taken_for_demos(engine, launching.loras)
     if model.variant_note is not None:

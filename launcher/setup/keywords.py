@@ -51,6 +51,8 @@ class EngineOptions(TypedDict, total=False):
     filters: str | Sequence[str]
     filter_fail_open: bool
     disclosure: bool
+    audit_log: AnyPath | None
+    audit_content: bool
 
 
 _TYPES = get_type_hints(EngineOptions)

@@ -45,7 +45,8 @@ def launch(model: AnyPath | None = None, *, progress: bool | None = None, **opti
     `Client.load_lora` may load more.
 
     filters: what checks prompts and pictures, each as "NAME[:VALUE][,KEY=VALUE]…" (docs/filters.md). filter_fail_open:
-    let through what they cannot check.
+    let through what they cannot check. audit_log: a folder for lines about what left and what was refused
+    (docs/audit.md), with prompts themselves if audit_content.
 
     Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError`,
     `RankError` or `ServerError` if the engine does not come up.

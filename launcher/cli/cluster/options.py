@@ -22,7 +22,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _REPLICAS = re.compile(r"(?P<least>[0-9]{1,9})(:(?P<most>[0-9]{1,9}))?", re.ASCII)
 # Of what is a path on this machine, the arguments have the whole one: actors run in other folders.
-_PATHS = ("model", "transformer", "text_encoder", "vae", "tokenizer", "lora_dir", "api_key_file", "images_folder")
+_PATHS = (
+    "model",
+    "transformer",
+    "text_encoder",
+    "vae",
+    "tokenizer",
+    "lora_dir",
+    "audit_log",
+    "api_key_file",
+    "images_folder",
+)
 # The file or folder that a filter is made of.
 FILTERS_PATH = re.compile(r"\A(?P<name>(?:words|classifier):)(?P<path>.+?)(?=,[a-z][a-z0-9_-]*=|\Z)", re.DOTALL)
 # Said by --replicas; and what is for relative paths.

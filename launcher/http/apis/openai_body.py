@@ -241,7 +241,7 @@ class EditRequest(ImageRequest, extra="forbid", strict=True, allow_inf_nan=False
 def as_form(body: type[BaseModel]) -> dict[str, Any]:
     """Describe a body that is sent as a form, whose pictures are files."""
     schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
-    for name in PICTURES:
+    for name in PICTURES & schema["properties"].keys():
         field = schema["properties"][name]
         schema["properties"][name] = {"type": "string", "format": "binary", "description": field["description"]}
     schema.pop("$defs")

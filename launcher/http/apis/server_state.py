@@ -52,6 +52,7 @@ def add_state_routes(app: FastAPI, studio: Studio, link: Link) -> None:
             "good_sides": sizes and [sizes.least, sizes.most],
             "image_input": config.engine.image_input,
             "api_key_required": bool(config.api_keys or config.file_keys),
+            "reports": config.audit_log is not None,
         }
         return JsonResponse(settings)
 

@@ -69,6 +69,7 @@ SETTINGS = answer(
             ),
             "image_input": flag("Whether requests may start from a picture.", True),
             "api_key_required": flag("Whether requests need an API key.", True),
+            "reports": flag("Whether POST /v1/reports takes reports of pictures.", False),
         }
     )
 )

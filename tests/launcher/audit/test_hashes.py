@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
-import random
 from pathlib import Path
 
 import pytest
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 
 from engine.errors import ArgumentError
 from launcher.audit.entries import Entry, timestamp
@@ -16,24 +14,7 @@ from launcher.audit.find import ALIKE, find_picture, select
 from launcher.audit.fingerprint import Fingerprint, fingerprint
 from launcher.audit.fingerprint_process import look
 from launcher.audit.hashes import BITS, dhash, distance, hash_text, pixels_sha256, read_key, sha256
-
-
-def drawn(seed: int, size: tuple[int, int] = (256, 192)) -> Image.Image:
-    """A picture of soft shapes."""
-    chance = random.Random(seed)
-    image = Image.new("RGB", size, tuple(chance.randrange(256) for _ in range(3)))  # type: ignore[arg-type]
-    draw = ImageDraw.Draw(image)
-    for _ in range(12):
-        x, y = chance.randrange(size[0]), chance.randrange(size[1])
-        colour = tuple(chance.randrange(256) for _ in range(3))
-        draw.ellipse((x - 60, y - 50, x + 60, y + 50), fill=colour)
-    return image.filter(ImageFilter.GaussianBlur(3))
-
-
-def file_of(image: Image.Image, kind: str = "png", **options: int) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+from tests.launcher.audit.pictures import drawn, file_of
 
 
 def seen(data: bytes) -> Fingerprint:

@@ -19,7 +19,10 @@ from tests.launcher.conftest import Krea2
         (["turbo"], "there is no command 'turbo': it is a model, for krea2 serve krea/Krea-2-Turbo, or krea2 generate"),
         (["demo"], "there is no command 'demo': it is a model, for krea2 serve demo, or krea2 generate PROMPT --model"),
         (["a red fox"], "there is no command 'a red fox': to draw it, write krea2 generate 'a red fox'"),
-        (["xyzzy"], "there is no command 'xyzzy': there are generate, serve, info, convert, cluster, keys, help"),
+        (
+            ["xyzzy"],
+            "there is no command 'xyzzy': there are generate, serve, info, convert, cluster, keys, audit, help",
+        ),
         (["help", "serv"], "there is no command 'serv': did you mean serve?"),
         (["generate", "x", "--sed", "1"], "No such option '--sed'"),
         (["serve", "--num-gpu", "2"], "No such option '--num-gpu'. (Did you mean one of: '--num-gpus'"),

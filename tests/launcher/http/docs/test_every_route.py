@@ -26,7 +26,7 @@ from tests.launcher.http_servers import http_server
 
 SMALL = Limits(max_side=128, max_steps=8, max_images=2)  # so that what is valid is also quick
 CASES = {"POST": 10}  # for each operation and mode
-NEEDED = ("prompt", "messages", "name")  # parameters that no body may leave out
+NEEDED = ("prompt", "messages", "name", "reason")  # parameters that no body may leave out
 OTHERS = 4  # cases of other methods
 CHECKS = (not_a_server_error, content_type_conformance, response_schema_conformance, status_code_conformance)
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
@@ -88,7 +88,7 @@ def _closed(schema: Any) -> Any:
 async def _explore_fakes(run_folder: Path, scale: int) -> None:
     async with (
         fake_engine(run_folder, limits=SMALL) as fakes,
-        http_server(fakes.address, limits=SMALL) as client,
+        http_server(fakes.address, limits=SMALL, audit_log=str(run_folder / "audit")) as client,
     ):
         statuses = await asyncio.to_thread(explore, str(client.base_url), scale=scale)
         routes = set((await client.get("/openapi.json")).json()["paths"])
@@ -104,7 +104,8 @@ def test_nothing_that_follows_the_description_or_breaks_it_is_a_server_error(run
 
 def test_every_example_that_docs_offers_is_answered_with_what_it_asks_for(run_folder: Path) -> None:
     async def test() -> None:
-        async with fake_engine(run_folder) as fakes, http_server(fakes.address) as client:
+        audit_log = str(run_folder / "audit")
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address, audit_log=audit_log) as client:
             sent = 0
             for method, path, operation in routes((await client.get("/openapi.json")).json()):
                 for kind, content in operation.get("requestBody", {}).get("content", {}).items():

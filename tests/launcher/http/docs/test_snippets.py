@@ -30,7 +30,8 @@ def test_the_snippets_of_every_route_run_as_they_are_shown(run_folder: Path, tmp
         )  # fmt: skip
 
     async def test() -> None:
-        async with fake_engine(run_folder) as fakes, http_server(fakes.address, api_keys=("it's secret",)) as client:
+        config = {"api_keys": ("it's secret",), "audit_log": str(run_folder / "audit")}
+        async with fake_engine(run_folder) as fakes, http_server(fakes.address, **config) as client:
             page = (await client.get("/docs")).text
             for route in page.split("<article ")[1:]:
                 path = re.search('data-path="([^"]+)"', route)[1]  # type: ignore[index]

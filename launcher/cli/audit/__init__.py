@@ -1,0 +1,1 @@
+"""`krea2 audit`: reads an audit log."""

@@ -1,0 +1,98 @@
+"""`krea2 audit show` and `krea2 audit reports`: lines of the log, and what reports lead to."""
+
+from __future__ import annotations
+
+import click
+
+from engine.errors import ArgumentError
+from launcher.audit.entries import EVENTS, Entries, Entry, plain
+from launcher.audit.find import ALIKE, of_request, select
+from launcher.audit.hashes import distance, hash_text, known_key
+from launcher.cli.audit import lines
+from launcher.cli.options.command import Command
+from launcher.cli.stdout import say
+
+_MOST_LEADS = 10  # lines that a report is shown with
+
+_since = click.option("--since", metavar="TIME", help="As lines have it, or its beginning: 2026-11-30T09.")
+_until = click.option("--until", metavar="TIME", help="The last, as --since has it.")
+
+
+@click.command(cls=Command)
+@lines.audit_log_option
+@click.option("--event", "events", type=click.Choice(EVENTS), multiple=True, help="May be repeated.  [default: all]")
+@click.option("--request", "request_id", metavar="ID", help="Of one request: the engine's id, or an X-Request-ID.")
+@click.option("--key", help="Of requests with the API key of this name.")
+@click.option("--user", help="Of requests that were for somebody.")
+@click.option("--prompt", help="Of requests with this very prompt, whose hash the log has.")
+@_since
+@_until
+@lines.json_option
+def show(
+    *,
+    audit_log: str,
+    events: tuple[str, ...],
+    request_id: str | None,
+    key: str | None,
+    user: str | None,
+    prompt: str | None,
+    since: str | None,
+    until: str | None,
+    as_json: bool,
+) -> None:
+    """List lines of an audit log, those that all of the options fit."""
+    entries = Entries(audit_log)
+    selected = select(
+        entries, events=events, request_id=request_id, key=key, user=user, since=since, until=until,
+        prompt_hash=None if prompt is None else _hash(audit_log, prompt),
+    )  # fmt: skip
+    for entry in sorted(selected, key=lambda entry: entry.time):
+        say(lines.as_json(entry) if as_json else lines.joined(lines.describe(entry)))
+    lines.tell_unread(entries)
+
+
+@click.command(cls=Command)
+@lines.audit_log_option
+@_since
+@_until
+@lines.json_option
+def reports(*, audit_log: str, since: str | None, until: str | None, as_json: bool) -> None:
+    """List reports of pictures, each with lines of the log that its picture or its request leads to."""
+    entries = Entries(audit_log)
+    known = [*entries]
+    for report in sorted(select(known, events=("report",), since=since, until=until), key=lambda entry: entry.time):
+        leads = _leads(report, known)
+        if as_json:
+            say(lines.as_json(report, leads=[{"how": how, **plain(entry)} for how, entry in leads]))
+            continue
+        say(lines.joined(lines.describe(report)))
+        for how, entry in leads[:_MOST_LEADS]:
+            say(f"    → {how}: {lines.joined(lines.describe(entry))}")
+        if len(leads) > _MOST_LEADS:
+            say(f"    → and {len(leads) - _MOST_LEADS} more")
+    lines.tell_unread(entries)
+
+
+def _leads(report: Entry, known: list[Entry]) -> list[tuple[str, Entry]]:
+    """Lines that a report may be about, and how they are found, the surest first."""
+    leads: list[tuple[int, str, Entry]] = []
+    for entry in known:
+        if entry.event == "report":
+            continue
+        differs = None if None in (report.dhash, entry.dhash) else distance(str(report.dhash), str(entry.dhash))
+        if report.file_sha256 is not None and report.file_sha256 == entry.file_sha256:
+            leads.append((-3, "same file", entry))
+        elif report.pixels_sha256 is not None and report.pixels_sha256 == entry.pixels_sha256:
+            leads.append((-2, "same pixels", entry))
+        elif report.request_id is not None and of_request(entry, report.request_id):
+            leads.append((-1, "its request", entry))
+        elif differs is not None and differs <= ALIKE:
+            leads.append((differs, "looks alike", entry))
+    return [(how, entry) for _, how, entry in sorted(leads, key=lambda lead: (lead[0], lead[2].time))]
+
+
+def _hash(folder: str, prompt: str) -> str:
+    key = known_key(folder)
+    if key is None:
+        raise ArgumentError(f"audit_log {folder} has no key of prompts' hashes", parameter="audit_log")
+    return hash_text(key, prompt)
