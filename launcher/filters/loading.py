@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from typing import cast
 
 from launcher.filters.exchange import METHODS, Method, check_scores
 from launcher.filters.protocol import Filter
-from launcher.filters.spec import call_timeout_s
+from launcher.filters.spec import EVERY, call_timeout_s
+from launcher.filters.verdicts import DEFAULT_THRESHOLDS
 from launcher.messages.configs import FilterSpec
+
+_MOST_LISTED = 50
 
 
 def load(spec: FilterSpec) -> Filter:
-    """Import what a filter needs, make it, and tell it how long it may take. Raises whatever that does."""
+    """Import what a filter needs, make it, and tell it how long it may take. Raises whatever that does, and
+    `ValueError` for thresholds that do not fit its categories."""
     module = importlib.import_module(f"launcher.filters.built_in.{spec.name}")
     made = cast("Filter", module.make(spec.value, spec.options))
     if hasattr(made, "patience_s"):
         made.patience_s = call_timeout_s(spec)
+    _check_categories(made, spec)
     return made
 
 
@@ -36,3 +42,20 @@ def thresholds_of(made: Filter) -> dict[str, float] | None:
     """Return the thresholds that a filter has itself, None where it has none. Raises `ValueError`."""
     thresholds: Mapping[str, float] | None = getattr(made, "thresholds", None)
     return None if thresholds is None else check_scores(thresholds)
+
+
+def _check_categories(made: Filter, spec: FilterSpec) -> None:
+    """Compare what a filter scores, if it says so, with what counts of it."""
+    categories: Collection[str] | None = getattr(made, "categories", None)
+    if categories is None:
+        return
+    given = {category for by_action in spec.thresholds.values() for scores in by_action.values() for category in scores}
+    listed = ", ".join([*categories][:_MOST_LISTED]) + (", …" if len(categories) > _MOST_LISTED else "")
+    for category in sorted(given - {EVERY, *categories}):
+        close = get_close_matches(category, categories, n=1)
+        meant = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"it has no category {category!r}, but {listed or 'none'}{meant}")
+    own = thresholds_of(made)
+    if not {EVERY, *categories} & (given | {*(DEFAULT_THRESHOLDS if own is None else own)}):
+        said = f"none of its categories ({listed}) is known to be harmful" if listed else "it finds nothing harmful"
+        raise ValueError(f"{said}: say what is to be blocked, and from which score, as block=CATEGORY:0.5")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,11 +44,15 @@ class Filter(Protocol):
     for every other category. A category for which there is none does not block. Without this attribute every category
     blocks from 0.5.
 
+    categories: optional: all that it ever scores, so that thresholds for anything else are refused when it starts, and
+    so is a filter none of whose categories would have a consequence.
+
     patience_s: optional: where there is such an attribute, it is set before the first call to how many seconds one may
     take: for filters that ask somebody else, to raise `Unavailable` in time.
     """
 
     thresholds: Mapping[str, float]
+    categories: Collection[str]
     patience_s: float
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:

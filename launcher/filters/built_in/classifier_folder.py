@@ -13,7 +13,7 @@ from engine.errors import CheckpointError
 from launcher.hub.classifiers import CONFIG, PROCESSORS, weights_of
 
 _ARCHITECTURE = "ForImageClassification"
-_MOST_LABELS = 10_000
+_MOST_LABELS = 1024  # as many categories as a filter may have
 _LONGEST = 200  # characters of a label
 _BETWEEN_WORDS = re.compile(r"[\s,:=/|]+")
 

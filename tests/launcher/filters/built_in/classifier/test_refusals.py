@@ -78,9 +78,9 @@ def _without(name: str) -> Callable[[Path], None]:
         (_set(architectures=["ViTModel"]), "architectures: is no image classifier's, .* found ViTModel"),
         (_set(architectures=None), "architectures: is no image classifier's, .* found none"),
         (_set(problem_type="regression"), "problem_type: .* expected that of a classifier"),
-        (_set(id2label={"0": "a", "2": "b"}), "id2label: .* expected 1 to 10000 labels"),
-        (_set(id2label={"0": "\x1b[31m"}), "id2label: .* expected 1 to 10000 labels"),
-        (_set(id2label=["nsfw"]), "id2label: .* expected 1 to 10000 labels"),
+        (_set(id2label={"0": "a", "2": "b"}), "id2label: .* expected 1 to 1024 labels"),
+        (_set(id2label={"0": "\x1b[31m"}), "id2label: .* expected 1 to 1024 labels"),
+        (_set(id2label=["nsfw"]), "id2label: .* expected 1 to 1024 labels"),
     ],
 )
 def test_a_folder_that_is_no_classifier_is_refused_before_a_process_starts(
