@@ -39,8 +39,8 @@ def test_the_filters_of_the_document_find_and_mark(shown: str, tmp_path: Path) -
     people = python.make(f"{shown}:People", {"file": str(names)})
     prompts = [Prompt("a portrait of jane roe"), Prompt("a cat"), Prompt("a man", "John Doe")]
     assert people.check_prompts(prompts) == [{"person": 1.0}, {}, {"person": 1.0}]
-    skin = python.make(f"{shown}:Skin", {})
-    assert skin.check_images([of_colour(210, 150, 120), of_colour(20, 40, 200)]) == [{"skin": 1.0}, {"skin": 0.0}]
+    gore = python.make(f"{shown}:Gore", {})
+    assert gore.check_images([of_colour(140, 10, 10), of_colour(20, 40, 200)]) == [{"gore": 1.0}, {"gore": 0.0}]
     plain = of_colour(20, 40, 200)
     (marked,) = python.make(f"{shown}:Label", {"text": "made up"}).mark_images([plain])
     assert len(marked) == len(plain.rgb)
