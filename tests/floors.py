@@ -40,7 +40,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.pictures": _CHILDREN,
     "launcher.audit": {*_CHILDREN, "launcher.pictures"},
     "launcher.hub": set(),
-    "launcher.disclosure": {"launcher.messages"},
+    "launcher.disclosure": {"launcher.logs", "launcher.messages"},
     "launcher.requests": {
         "launcher.disclosure",
         "launcher.explanation",
@@ -155,6 +155,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.auto_mode": {*_CHILDREN, "launcher.kept"},
     "launcher.setup": {
         *_CHILDREN,
+        "launcher.disclosure",
         "launcher.filters",
         "launcher.client",
         *_NAMED,

@@ -6,13 +6,12 @@ The properties are those of IPTC Photo Metadata 2025.1, the values those of IPTC
 from __future__ import annotations
 
 import re
-from xml.sax.saxutils import escape
+from html import escape
 
 DRAWN = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
 COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
-_REPLACEMENT = "\ufffd"
 _PACKET = """<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>\
 <x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">\
 <rdf:Description rdf:about="" xmlns:xmp="http://ns.adobe.com/xap/1.0/" \
@@ -27,6 +26,9 @@ def packet(source_type: str, *, model: str | None = None, tool: str | None = Non
         "Iptc4xmpExt:AISystemUsed": model,
         "xmp:CreatorTool": tool,
     }
-    texts = {name: escape(_ILLEGAL.sub(_REPLACEMENT, value)) for name, value in properties.items() if value}
-    elements = (f"<{name}>{text}</{name}>" for name, text in texts.items())
+    elements = (f"<{name}>{_text(value)}</{name}>" for name, value in properties.items() if value)
     return _PACKET.format("".join(elements)).encode()
+
+
+def _text(value: str) -> str:
+    return escape(_ILLEGAL.sub("\ufffd", value), quote=False)

@@ -44,9 +44,13 @@ class FilterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DisclosureConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What files say of where their pictures come from. xmp: that a model drew them."""
+    """What files say of where their pictures come from. xmp: that a model drew them; c2pa_certificate, c2pa_key and
+    c2pa_timestamp: what manifests are signed with, which images then have (`ManifestSigner`)."""
 
     xmp: bool = True
+    c2pa_certificate: str | None = None
+    c2pa_key: str | None = None
+    c2pa_timestamp: str | None = None
 
 
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,13 +63,15 @@ def encode_image(
             image = request.picture.finish(image)
     made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with)} if request.metadata else None
     composite = request.picture is not None and request.picture.keeps_source
-    xmp = disclosure.packet(composite=composite, model=made_with.get("model"), metadata=request.metadata)
-    options = save_options(request.output_format, made, xmp=xmp)
+    source: dict[str, Any] = {
+        "composite": composite, "model": made_with.get("model"), "metadata": request.metadata,
+    }  # fmt: skip
+    options = save_options(request.output_format, made, xmp=disclosure.packet(**source))
     if request.output_compression is not None and request.output_format != "png":
         options["quality"] = request.output_compression
     file = io.BytesIO()
     image.save(file, request.output_format, **options)
-    return file.getvalue()
+    return disclosure.signed(file.getvalue(), request.output_format, **source)
 
 
 def finish_image(rgb: bytes, width: int, height: int, picture: PreparedPicture) -> bytes:

@@ -17,6 +17,7 @@ from engine.config.options import check_options, option, options_of, path, switc
 from engine.errors import ArgumentError
 from launcher.auto_mode.choice import choose_mode
 from launcher.auto_mode.prediction import Workload, block_format
+from launcher.disclosure.disclosure import Disclosure
 from launcher.hub.models import locate
 from launcher.messages.configs import DisclosureConfig, FilterSpec, FrontendConfig
 from launcher.messages.limits import Limits, is_number, parse_bytes
@@ -81,6 +82,19 @@ class LaunchOptions:
         "Let files say, by XMP, that a model drew the picture, even those that leave out prompt and settings.",
         flag="--disclosure/--no-disclosure",
     )
+    c2pa_certificate: str | None = path(
+        "Sign a C2PA manifest into images with this certificate, in PEM, and those up to its authority's: needs the "
+        "extra c2pa.",
+        metavar="FILE",
+    )
+    c2pa_key: str | None = path("The private key of --c2pa-certificate, in PEM.", metavar="FILE")
+    c2pa_timestamp: str | None = option(
+        None,
+        "An authority (RFC 3161) that is asked for the time of each signature.",
+        "an http or https URL",
+        lambda v: isinstance(v, str) and v.startswith(("http://", "https://")) and v.isprintable(),
+        metavar="URL",
+    )
     audit_log: str | None = path(
         "Write a line about each picture that leaves, and about what filters refuse, to files in this folder "
         "(docs/audit.md); with a server, take reports of pictures, too.  [default: nothing is written]",
@@ -131,6 +145,13 @@ def configure(
     """
     engine = engine_config(options)
     launching = LaunchOptions(**_part(LaunchOptions, options))
+    disclosure = DisclosureConfig(
+        xmp=launching.disclosure,
+        c2pa_certificate=launching.c2pa_certificate,
+        c2pa_key=launching.c2pa_key,
+        c2pa_timestamp=launching.c2pa_timestamp,
+    )
+    ends_soon = Disclosure.of(disclosure).warning  # the front-end makes another
     filters: tuple[FilterSpec, ...] = ()
     if launching.filters:
         from launcher.filters.spec import read_specs  # in vain for most
@@ -151,7 +172,7 @@ def configure(
         start_timeout_s=launching.start_timeout_s,
         step_timeout_s=launching.step_timeout_s,
         warm_up=launching.warm_up,
-        disclosure=DisclosureConfig(xmp=launching.disclosure),
+        disclosure=disclosure,
         block_format=block_format(checkpoint, engine),
         filters=filters,
         filter_fail_open=launching.filter_fail_open,
@@ -159,6 +180,8 @@ def configure(
         audit_content=launching.audit_content,
     )
     warnings: tuple[str, ...] = _taken_for_demos(engine, launching.loras)
+    if ends_soon is not None:
+        warnings += (ends_soon,)
     if model.variant_note is not None:
         warnings += (model.variant_note,)
     if launching.loras or launching.merge_lora or launching.lora_dir is not None:

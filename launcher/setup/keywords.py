@@ -51,6 +51,9 @@ class EngineOptions(TypedDict, total=False):
     filters: str | Sequence[str]
     filter_fail_open: bool
     disclosure: bool
+    c2pa_certificate: AnyPath | None
+    c2pa_key: AnyPath | None
+    c2pa_timestamp: str | None
     audit_log: AnyPath | None
     audit_content: bool
 

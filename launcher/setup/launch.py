@@ -48,6 +48,9 @@ def launch(model: AnyPath | None = None, *, progress: bool | None = None, **opti
     let through what they cannot check. audit_log: a folder for lines about what left and what was refused
     (docs/audit.md), with prompts themselves if audit_content.
 
+    disclosure: whether files say that a model drew the picture, also with `metadata=False`. c2pa_certificate, c2pa_key
+    and c2pa_timestamp: what manifests in them are signed with (docs/safety.md).
+
     Raises `ArgumentError`, `CheckpointError` or `LoraError` for what is wrong with these, and `LaunchError`,
     `RankError` or `ServerError` if the engine does not come up.
     """
