@@ -62,7 +62,7 @@ class FilterProcess:
         with theirs:
             config = FilterConfig(socket_fd=theirs.fileno(), spec=spec)
             try:
-                self.child = Child("_filter", config, pass_fds=(config.socket_fd,))
+                self.child = Child("_filter", config, echo=f"filter {spec.label}", pass_fds=(config.socket_fd,))
             except OSError as error:
                 self._socket.close()
                 raise CheckFailedError("start", f"no process can be started: {error.strerror}") from None
@@ -90,7 +90,7 @@ class FilterProcess:
         the error says so."""
         try:
             async with asyncio.timeout(patience_s):
-                return await self._ask(method, items)
+                return await self._ask(method, items, patience_s)
         except TimeoutError:
             raise CheckFailedError("late", f"it did not answer within {patience_s:.3g} s") from None
         except (OSError, EOFError):
@@ -108,10 +108,12 @@ class FilterProcess:
         self.kill()
         self._socket.close()
 
-    async def _ask(self, method: Method, items: Sequence[Prompt | Picture]) -> Sequence[Scores] | Sequence[bytes]:
+    async def _ask(
+        self, method: Method, items: Sequence[Prompt | Picture], patience_s: float
+    ) -> Sequence[Scores] | Sequence[bytes]:
         pictures = [item for item in items if isinstance(item, Picture)]
         heads = tuple(PictureHead(each.width, each.height, each.kind, each.prompt) for each in pictures)
-        work = Work(method, tuple(item for item in items if isinstance(item, Prompt)), heads)
+        work = Work(method, patience_s, tuple(item for item in items if isinstance(item, Prompt)), heads)
         await socket_frames.send_async(self._socket, encode(work), *(picture.rgb for picture in pictures))
         answer = decode_answer(await socket_frames.receive_message_async(self._socket, MOST_BYTES))
         if isinstance(answer, Failed):

@@ -31,9 +31,10 @@ class PictureHead(msgspec.Struct, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True):
-    """A method to be called, with prompts or pictures."""
+    """A method to be called, with prompts or pictures. patience_s: how long it may take."""
 
     method: Method
+    patience_s: float
     prompts: tuple[Prompt, ...] = ()
     pictures: tuple[PictureHead, ...] = ()
 

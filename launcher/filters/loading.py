@@ -9,7 +9,7 @@ from typing import cast
 
 from launcher.filters.exchange import METHODS, Method, check_scores
 from launcher.filters.protocol import Filter
-from launcher.filters.spec import EVERY, call_timeout_s
+from launcher.filters.spec import EVERY
 from launcher.filters.verdicts import DEFAULT_THRESHOLDS
 from launcher.messages.configs import FilterSpec
 
@@ -17,12 +17,10 @@ _MOST_LISTED = 50
 
 
 def load(spec: FilterSpec) -> Filter:
-    """Import what a filter needs, make it, and tell it how long it may take. Raises whatever that does, and
-    `ValueError` for thresholds that do not fit its categories."""
+    """Import what a filter needs and make it. Raises whatever that does, and `ValueError` for thresholds that do not
+    fit its categories."""
     module = importlib.import_module(f"launcher.filters.built_in.{spec.name}")
     made = cast("Filter", module.make(spec.value, spec.options))
-    if hasattr(made, "patience_s"):
-        made.patience_s = call_timeout_s(spec)
     _check_categories(made, spec)
     return made
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -53,6 +54,8 @@ def _serve(front_end: socket.socket, made: Filter) -> None:
     marks: Sequence[bytes] = ()
     answer: Scored | Marked | Failed
     try:
+        if hasattr(made, "patience_s"):
+            made.patience_s = work.patience_s
         if work.method == "mark_images":
             marks, answer = _marked(made, pictures), Marked()
         else:
@@ -64,6 +67,7 @@ def _serve(front_end: socket.socket, made: Filter) -> None:
     except _GarbageError as error:
         answer = Failed("garbage", str(error))
     except Exception as error:
+        traceback.print_exc()
         answer = Failed("error", describe(error))
     socket_frames.send(front_end, encode(answer), *marks)
 

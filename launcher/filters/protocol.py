@@ -47,8 +47,8 @@ class Filter(Protocol):
     categories: optional: all that it ever scores, so that thresholds for anything else are refused when it starts, and
     so is a filter none of whose categories would have a consequence.
 
-    patience_s: optional: where there is such an attribute, it is set before the first call to how many seconds one may
-    take: for filters that ask somebody else, to raise `Unavailable` in time.
+    patience_s: optional: where there is such an attribute, it is set before each call to the seconds that it may take:
+    for filters that ask somebody else, to raise `Unavailable` in time.
     """
 
     thresholds: Mapping[str, float]

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from engine.errors import ArgumentError
 from launcher.auto_mode.prediction import Workload
+from launcher.filters.spec import read_specs
 from launcher.setup.configure import configure
+from launcher.setup.given import check_given
 from tests.damage import copy_checkpoint, rewrite_json
 from tests.engine.checkpoint.layouts.layouts import load_transformer, save
 
@@ -44,3 +47,17 @@ def test_a_demo_is_taken_before_a_checkpoint_of_its_name_and_that_is_said(
     Path("demo-outlined").touch()
     (warning,) = warnings_of("demo", "outlined=demo-outlined:0.5")
     assert warning == "lora demo-outlined is the demos' own; for what lies here under this name, give ./demo-outlined"
+
+
+def test_filters_reach_the_front_end_and_a_wrong_one_is_refused_before_anything_is_looked_for() -> None:
+    filters = ["python:checks:Nude,block=nude:0.5", "python:checks:Plain"]
+    config, _ = check_given("demo", {"filters": filters, "filter_fail_open": True, "device": "cpu"})
+    assert config.filters == read_specs(filters)
+    assert config.filter_fail_open
+    config, _ = check_given("demo", {"filters": filters[0], "device": "cpu"})
+    assert [spec.label for spec in config.filters] == ["python"]
+    with pytest.raises(ArgumentError, match="did you mean python") as raised:
+        check_given("/no/such/model", {"filters": "pyton:a:B"})
+    assert raised.value.parameter == "filters"
+    with pytest.raises(ArgumentError, match=r"^filters must be a list of NAME"):
+        check_given("demo", {"filters": 3})  # type: ignore[typeddict-item]
