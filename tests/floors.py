@@ -38,7 +38,6 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.run_folder": set(),
     "launcher.socket_frames": set(),
     "launcher.pictures": _CHILDREN,
-    "launcher.audit": {*_CHILDREN, "launcher.pictures"},
     "launcher.hub": set(),
     "launcher.disclosure": {"launcher.logs", "launcher.messages"},
     "launcher.requests": {
@@ -48,6 +47,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.messages",
         "launcher.pictures",
     },
+    "launcher.audit": {*_CHILDREN, "launcher.pictures", "launcher.requests"},
     "launcher.provenance": {"launcher.kept", "launcher.logs", "launcher.messages", "launcher.requests"},
     "launcher.requests.explained": {
         "launcher.explanation",
