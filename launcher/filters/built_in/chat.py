@@ -63,11 +63,15 @@ def make(value: str, options: Mapping[str, str]) -> Chat:
 
 
 class Chat(ByUrl):
-    """Asks a model about each text by itself, at the same time. A prompt has the higher scores of its two texts."""
+    """Asks a model about each text by itself, at the same time. A prompt has the higher scores of its two texts.
+
+    categories: all that the model finds, None where its server's template says what that is.
+    """
 
     def __init__(self, service: Service, model: str, style: Style) -> None:
         super().__init__(service)
         self._model, self._style = model, style
+        self.categories = style.policies.keys() if isinstance(style, ShieldGemma) else None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:
         contents = [

@@ -10,7 +10,9 @@ import pytest
 
 from launcher.filters.built_in import chat
 from launcher.filters.built_in.chat import POLICIES, Chat
+from launcher.filters.loading import load
 from launcher.filters.protocol import Picture, Prompt, Unavailable
+from launcher.filters.spec import read_spec
 from tests.launcher.filters.urls.stand_in import Reply, StandIn
 from tests.launcher.processes import PATIENCE_S
 
@@ -124,6 +126,13 @@ def test_shieldgemma_is_asked_about_some_policies_or_those_of_its_server(stand_i
     ]
     assert made(style="shieldgemma", policies="server").check_prompts([Prompt("x")]) == [{"unsafe": 1.0}]
     assert [len(body["messages"]) for body in stand_in.asked] == [2, 2, 1]
+
+
+def test_categories_are_known_where_the_server_does_not_make_them(made: Make) -> None:
+    assert made().categories is None
+    assert [*made(style="shieldgemma", policies="hate").categories] == ["hate"]
+    with pytest.raises(ValueError, match=r"no category 'sexuel', but sexual, .*; did you mean sexual\?"):
+        load(read_spec("chat:https://example.com,model=guard,style=shieldgemma,block=sexuel:0.3"))
 
 
 def test_pictures_are_shown_with_their_prompt_to_models_that_see(stand_in: StandIn, made: Make) -> None:
