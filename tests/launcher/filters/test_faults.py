@@ -4,10 +4,13 @@ harmed."""
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import psutil
@@ -19,7 +22,7 @@ from launcher.filters.protocol import Picture, Prompt
 from launcher.filters.spec import read_specs
 from launcher.filters.verdicts import Finding
 from tests.launcher.filters.stand_in import FAULTS, HANG, MARKER, STAND_IN
-from tests.launcher.processes import PATIENCE_S
+from tests.launcher.processes import PATIENCE_S, wait_until
 
 TIMEOUT_S = 600.0  # of a check, half of which is for its first try
 FAST = ("dies", "stops", "garbage")
@@ -224,3 +227,54 @@ def test_who_gives_up_keeps_nobody_waiting(tmp_path: Path) -> None:
             assert failures == []
 
     run(main())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_nobody_gets_another_ones_answer(tmp_path: Path, seed: int) -> None:
+    """Each prompt has a score of its own. Some give up, and two processes fail in every way but by hanging."""
+    random = Random(seed)
+    faults = [fault for fault in FAULTS if fault not in HANG]
+
+    async def check(gate: Gate, index: int) -> None:
+        fault = random.choice(faults) if random.random() < 0.03 else ""
+        await asyncio.sleep(random.random())
+        checking = gate.check_prompt(Prompt(f"{fault} finds:plain={index / 1000}"))
+        try:
+            async with asyncio.timeout(0.001 if random.random() < 0.1 else None):
+                judged = await checking
+        except TimeoutError:
+            return
+        except FilterUnavailableError:
+            assert fault
+        else:
+            assert not fault
+            assert judged.findings == (Finding("mine", "prompt", "log", "plain", index / 1000),)
+
+    async def main() -> None:
+        async with gate_of(tmp_path, options=",log=0.001,block=never,workers=2,batch=5") as (gate, _):
+            await asyncio.gather(*(check(gate, index) for index in range(1, 600)))
+            await until(lambda: gate.not_ready is None)
+
+    run(main())
+
+
+@pytest.mark.slow
+def test_no_process_outlives_a_server_that_is_killed(tmp_path: Path) -> None:
+    program = f"""
+import asyncio
+from launcher.filters.gate import Gate
+from launcher.filters.spec import read_specs
+async def main():
+    await Gate(read_specs([{STAND_IN!r} + ",workers=2"]), fail_open=False).start()
+    print("started", flush=True)
+    await asyncio.sleep(3600)
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "started\n"
+        children = psutil.Process(server.pid).children()
+        assert len(children) == 2
+        server.kill()
+    wait_until(lambda: not any(child.is_running() for child in children), "the end of filters without a server")
