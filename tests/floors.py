@@ -198,6 +198,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.cli.described": set(),
     "launcher.cli": {
         *_CHILDREN,
+        "launcher.disclosure",
         "launcher.cli.described",
         "launcher.licence",
         "launcher.parameters",

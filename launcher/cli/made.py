@@ -18,23 +18,28 @@ def is_picture(path: str | None) -> bool:
 
 
 def describe_picture(path: Path) -> str:
-    """Say what made a picture, of ours exactly, else as other programs wrote it. Raises `ArgumentError` if the file
-    does not say, or is none."""
+    """Say what made a picture, of ours exactly, else as other programs wrote it, and its digital source type. Raises
+    `ArgumentError` if the file says neither, or is none."""
     from PIL import Image
 
-    from launcher.requests.image_metadata import read_infotext, read_made
+    from launcher.disclosure.xmp import read_source_type
+    from launcher.requests.image_metadata import read_infotext, read_made, read_xmp
 
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            made, text, size = read_made(image), read_infotext(image), image.size
+            made, text, size, xmp = read_made(image), read_infotext(image), image.size, read_xmp(image)
     except Exception as error:  # whatever Pillow raises over a damaged file
         raise ArgumentError(f"{path}: cannot be read as a picture: {error}") from None
     shape = f"{path}: {size[0]} × {size[1]}"
+    source_type = None if xmp is None else read_source_type(xmp)
+    last = () if source_type is None else (f"  digital source  {source_type}",)
     if made is not None:
-        return "\n".join((f"{shape}, made by {made.get('version', 'an older krea2-engine')}", *_lines(made)))
-    if text is None:
+        return "\n".join((f"{shape}, made by {made.get('version', 'an older krea2-engine')}", *_lines(made), *last))
+    if text is not None:
+        return "\n".join((f"{shape}, made by another program", *(f"  {line}" for line in text.splitlines()), *last))
+    if not last:
         raise ArgumentError(f"{shape}, which does not say what made it")
-    return f"{shape}, made by another program\n  " + "\n  ".join(text.splitlines())
+    return "\n".join((f"{shape}, which does not say what made it", *last))
 
 
 def _lines(made: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,8 @@ from engine.config.engine_config import PARTS
 from engine.errors import ArgumentError, Krea2Error
 
 # Words, but for those in paths and quotes.
-_WORD = re.compile(r"(?<![\w./'\"-])[a-z]+(?:_[a-z]+)*(?![\w/'\"\[-]|\.\w)")
-_SUBJECT = re.compile(r"[a-z_]+(?: × [a-z_]+)*")  # what a message begins with, as width × height
+_WORD = re.compile(r"(?<![\w./'\"-])[a-z][a-z0-9]*(?:_[a-z0-9]+)*(?![\w/'\"\[-]|\.\w)")
+_SUBJECT = re.compile(r"[a-z0-9_]+(?: × [a-z0-9_]+)*")  # what a message begins with, as width × height
 OPTIONS_ALONE = ("tp", "sp", "offload")  # which mean the option wherever an error about options has them
 # Options that the engine calls otherwise, each the first of these that the command has: convert merges every --lora.
 _ENGINES = {"merge_loras": ("merge_lora", "loras")}
@@ -47,7 +47,7 @@ def as_typed(error: Krea2Error, context: click.Context) -> str:
     if isinstance(error, ArgumentError):
         names |= {*OPTIONS_ALONE}
         subject = _SUBJECT.match(error.message)
-    names.difference_update(re.findall("[a-z_]+", repr([*context.params.values()])))
+    names.difference_update(re.findall("[a-z0-9_]+", repr([*context.params.values()])))
     if isinstance(error, ArgumentError) and error.message.startswith("missing: "):
         names |= {"model", *PARTS}
 

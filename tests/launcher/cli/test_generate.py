@@ -15,6 +15,7 @@ import engine
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from launcher import Client
+from launcher.disclosure.xmp import DRAWN
 from launcher.requests.image_metadata import read_made
 from tests.engine.checkpoint.layouts.layouts import (
     language_model,
@@ -27,6 +28,7 @@ from tests.engine.checkpoint.layouts.layouts import (
     wan_vae,
 )
 from tests.launcher.conftest import Krea2
+from tests.launcher.disclosure.test_xmp import AI_SYSTEM, SOURCE, TOLD, said
 from tests.launcher.processes import Marked
 
 PROMPT = "a red circle on a blue background"
@@ -48,6 +50,7 @@ def test_generate_writes_a_file_and_says_only_where(marked: Marked, tmp_path: Pa
     assert str(image.info["parameters"]).startswith(
         f"{PROMPT}\nNegative prompt: \nSteps: 8, Sampler: Euler, CFG scale: 1, "
     )
+    assert said(path.read_bytes()) == {SOURCE: DRAWN, **TOLD, AI_SYSTEM: "demo"}
     assert os.listdir(tmp_path) == ["fox.png"]
     marked.expect_nothing_left()
 

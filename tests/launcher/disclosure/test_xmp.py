@@ -23,7 +23,8 @@ FORMATS = ("png", "jpeg", "webp")
 _DESCRIPTION = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description"
 _IPTC, _XMP = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}", "{http://ns.adobe.com/xap/1.0/}"
 SOURCE = f"{_IPTC}DigitalSourceType"
-TOLD = {f"{_IPTC}AISystemUsed": "Krea-2-Turbo", f"{_XMP}CreatorTool": f"krea2-engine {engine.__version__}"}
+AI_SYSTEM = f"{_IPTC}AISystemUsed"
+TOLD = {AI_SYSTEM: "Krea-2-Turbo", f"{_XMP}CreatorTool": f"krea2-engine {engine.__version__}"}
 
 
 def said(file: bytes) -> dict[str, str | None] | None:
@@ -96,7 +97,7 @@ def test_a_picture_of_which_a_source_s_pixels_stay_is_said_to_be_a_composite(
 
 @pytest.mark.parametrize("name", ["<a> & 'b' \"c\"]]>", "狐\N{FOX FACE}", "\0\x1b\udcff\ufffe end"])
 def test_any_name_of_a_model_makes_xml(name: str) -> None:
-    told = read(packet(DRAWN, model=name))[f"{_IPTC}AISystemUsed"]
+    told = read(packet(DRAWN, model=name))[AI_SYSTEM]
     assert told == "".join(c if c.isprintable() and c != "\ufffe" else "\ufffd" for c in name)
 
 
