@@ -31,7 +31,7 @@ from launcher.processes import Child
 from launcher.threads import in_own_thread
 
 START_S = 300.0  # for a filter to come up, with its model
-_END_S = 10.0  # for the end of a process that has closed its socket to be known
+_END_S = 3.0  # for the end of a process that has closed its socket to be known
 
 
 class CheckFailedError(Exception):

@@ -13,7 +13,7 @@ from launcher.filters.exchange import METHODS, Method
 from launcher.filters.protocol import Picture, Prompt, Scores
 from launcher.filters.spec import call_timeout_s
 from launcher.filters.verdicts import DEFAULT_THRESHOLDS
-from launcher.logs import log_event
+from launcher.logs import log_event, log_exception
 from launcher.messages.configs import FilterSpec
 from launcher.processes import TERMINATE_S
 
@@ -21,7 +21,8 @@ BATCH = 8
 _BATCH_BYTES = 2**27  # of a batch's pictures, unless one alone has more
 _MOST_WAITING = 4096
 _LEAST_PATIENCE_S = 1.0  # for a check that is tried again
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # before a process is started again that could not be
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # before a process is started again that could not be, or did nothing
+_SHUT = "the server is shutting down"
 
 
 @dataclass(eq=False)
@@ -90,6 +91,7 @@ class Workers:
         self._processes: set[FilterProcess] = set()
         self._up = 0  # processes
         self._problem: str | None = None  # why a process could not be started again, the last time
+        self._closed = False
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -119,6 +121,8 @@ class Workers:
 
         later: let everything else go first.
         """
+        if self._closed:
+            raise CheckFailedError("start", _SHUT)
         if self._up == 0 and self._problem is not None:
             raise CheckFailedError("start", self._problem)
         if len(self._queue) >= _MOST_WAITING:
@@ -141,9 +145,8 @@ class Workers:
             process.kill()  # its worker closes the socket, which it may be reading
         for process in self._processes:
             process.child.wait(TERMINATE_S)
-        self._up = 0
-        self._problem = "the server is shutting down"
-        self._queue.fail(CheckFailedError("start", self._problem))
+        self._closed = True
+        self._queue.fail(CheckFailedError("start", _SHUT))
 
     async def _start_one(self) -> FilterProcess:
         process = FilterProcess(self.spec, self._wake)
@@ -166,28 +169,35 @@ class Workers:
         pause_s = _FIRST_PAUSE_S
         while True:
             self._up += 1
-            self._problem = None
+            self._problem, self.retry_after_s = None, 1.0
+            was_asked = True
             try:
-                await self._use(process)
+                was_asked = await self._use(process)
+            except Exception as error:
+                log_exception(error, filter=self.spec.label)
             finally:
                 self._up -= 1
                 self._end(process)
+            if was_asked:
+                pause_s = _FIRST_PAUSE_S
             while True:
+                if not was_asked:  # one that comes up and ends, again and again, keeps no core busy
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
                 try:
                     process = await self._start_one()
-                    pause_s = _FIRST_PAUSE_S
                     break
                 except CheckFailedError as error:
                     log_event("filter not started", level="error", filter=self.spec.label, reason=str(error))
                     self._problem, self.retry_after_s = str(error), pause_s
+                    was_asked = False
                     if self._up == 0:
                         self._queue.fail(error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _use(self, process: FilterProcess) -> None:
-        """Have a process check what comes, until it fails."""
+    async def _use(self, process: FilterProcess) -> bool:
+        """Have a process check what comes, until it fails. Returns whether there was anything."""
         wake = asyncio.Event()
+        was_asked = False
         self._wakes.add(wake)
         try:
             while True:
@@ -196,12 +206,14 @@ class Workers:
                     log_event(
                         "filter lost", level="error", filter=self.spec.label, reason=process.child.describe_exit()
                     )
-                    return
+                    return was_asked
                 batch = self._queue.take(self.spec.batch or BATCH)
                 if not batch:
                     await wake.wait()
-                elif not await self._ask(process, batch):
-                    return
+                    continue
+                was_asked = True
+                if not await self._ask(process, batch):
+                    return was_asked
         finally:
             self._wakes.discard(wake)
 
@@ -223,7 +235,7 @@ class Workers:
             return kept
         except BaseException:  # the server is shutting down
             for check in batch:
-                _fail(check, CheckFailedError("start", "the server is shutting down"))
+                _fail(check, CheckFailedError("start", _SHUT))
             raise
         for check, answer in zip(batch, answers, strict=True):
             if not check.answer.done():

@@ -169,6 +169,7 @@ def test_a_process_that_ends_while_nobody_asks_is_replaced_before_anybody_does(t
             (process,) = filters()
             process.kill()
             await until(lambda: gate.not_ready == "content filter mine is starting")
+            turn(0.5)
             await until(lambda: gate.not_ready is None)
             assert await gate.check_prompt(Prompt("a cat")) == Judged()
             assert failures == []
@@ -207,7 +208,7 @@ def test_whoever_waits_when_the_server_stops_hears_it(tmp_path: Path) -> None:
             waits = asyncio.ensure_future(gate.check_prompt(Prompt("a cat")))
             await asyncio.sleep(0)
             gate.close()
-            for each in (check, waits):
+            for each in (check, waits, gate.check_prompt(Prompt("a dog"))):
                 with pytest.raises(FilterUnavailableError):
                     await each
 
