@@ -26,7 +26,7 @@ def test_the_page_and_its_files_are_served_and_load_nothing_from_elsewhere(run_f
                 assert same == page.text.replace('<base href="./" />', f'<base href="{base}" />'), path
             again = await client.get("/", headers=anyone | {"If-None-Match": page.headers["etag"]})
             assert again.status_code == 304
-            for path in {*re.findall('(?:href|src)="([a-z][^"]+)"', page.text)} - {"docs", "openapi.json"}:
+            for path in {*re.findall('(?:href|src)="([a-z][^"]+)"', page.text)} - {"docs", "license", "openapi.json"}:
                 file = await client.get(f"/{path}", headers=anyone)
                 assert (file.status_code, file.headers.get("cache-control")) == (200, "no-cache"), path
             for path in ("/page/../app.py", "/page/%2e%2e/app.py", "/page//../app.py"):

@@ -88,6 +88,16 @@ export async function fetchReadiness() {
   }
 }
 
+/** Report a picture {blob, requestId}, `name` being its file's, with what is wrong and how to reach who says so. */
+export async function report({ blob, requestId }, name, reason, contact) {
+  const body = new FormData();
+  const fields = { reason, contact, request_id: requestId };
+  for (const [field, value] of Object.entries(fields)) if (value) body.append(field, value);
+  body.append("image", blob, name);
+  const response = await send("v1/reports", { method: "POST", headers: withKey(), body });
+  if (!response.ok) throw await refusal(response);
+}
+
 /**
  * Ask for images, and yield the events {type, …} until the last of them. Aborting `signal` cancels the request.
  * With an `image` {file, name} they start from it, and `mask` (`Mask`) says what of it is drawn anew.

@@ -10,6 +10,7 @@ import { isAnythingRunning, Job } from "./jobs/job.js";
 import { offerCopies } from "./jobs/snippets.js";
 import { Comparison } from "./pictures/compare.js";
 import { Lightbox } from "./pictures/lightbox.js";
+import { Report } from "./pictures/report.js";
 import { openStore } from "./pictures/store.js";
 import { ServerFacts } from "./server_facts.js";
 import { fileName } from "./text.js";
@@ -79,6 +80,7 @@ async function load() {
     }
   }
   form.apply(settings);
+  lightbox.offerReports(settings.reports);
   showSamples(settings, (sample) => form.draw(sample));
   element("model").textContent = settings.model;
   document.title = `Krea 2 – ${settings.model}`;
@@ -113,7 +115,10 @@ const comparison = new Comparison();
 const compare = (...pictures) => comparison.open(...pictures);
 const gallery = new Gallery(openStore(), { open: (picture) => lightbox.open(picture), reuse, vary, startFrom, compare });
 const before = (picture, button) => comparison.openBefore(picture, button);
-const lightbox = new Lightbox(gallery, { reuse, vary, startFrom, before, compare: (picture) => gallery.compare(picture) });
+const reports = new Report();
+const report = (picture, onSent) => reports.open(picture, () => (onSent(), announce("Report sent.")));
+const fromGallery = (picture) => gallery.compare(picture);
+const lightbox = new Lightbox(gallery, { reuse, vary, startFrom, before, compare: fromGallery, report });
 offerCopies(element("form-copies"), () => form.read());
 window.addEventListener("focus", showLoras);
 window.addEventListener("beforeunload", (event) => isAnythingRunning() && event.preventDefault()); // the browser asks

@@ -222,6 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._event(
                 "completed",
                 b64_json=_image(body["prompt"], (width, height), body["output_format"]),
+                request_id="r",
                 index=index,
                 seed=seed + index,
                 size=f"{width}x{height}",

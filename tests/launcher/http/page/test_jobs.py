@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.launcher.http.page.conftest import DEADLINE_MS
-from tests.launcher.http.page.fake_server import FakeServer
+from tests.launcher.http.page.fake_server import FakeServer, Refusal
 from tests.launcher.http.page.page_use import generate, open_page, pictures
 
 LOOK_EVERY_S = 0.25
@@ -128,3 +129,50 @@ def test_what_was_finished_before_a_request_was_cancelled_is_kept_and_the_rest_c
     expect(pictures(page).first).to_contain_text("seed 1235")
     first, second = server.requests
     assert second == first | {"seed": 1234}
+
+
+def test_a_picture_that_a_filter_holds_back_is_told_of_and_none_of_its_pixels_stay(
+    page: Page, server: FakeServer
+) -> None:
+    blocked = "image 1 was blocked by this server's content filter words (nudity)"
+    server.held = True
+    open_page(page, server)
+    generate(page)
+    server.release()
+    expect(page.locator(".job .tile img")).to_have_attribute("src", re.compile("^blob:"))  # a preview
+    server.fails = Refusal(400, blocked, code="moderation_blocked")
+    server.release()
+    told, tile = page.locator(".job-told"), page.locator(".job .tile")
+    expect(told.locator("summary")).to_have_text("This server's content filter held a picture back.")
+    expect(told).to_contain_text(f"{blocked}.")
+    expect(tile.locator("svg")).to_be_visible()
+    expect(tile.locator("img")).to_be_hidden()
+    assert tile.locator("img").get_attribute("src") is None
+    assert tile.evaluate("tile => tile.clientHeight") > 40
+    expect(page.locator(".job-status")).to_be_hidden()
+    server.held = False
+    page.get_by_role("button", name="Try again").click()
+    expect(pictures(page)).to_have_count(1)
+
+
+def test_a_prompt_that_a_filter_blocks_is_told_of_where_it_stands(page: Page, server: FakeServer) -> None:
+    blocked = "the prompt was blocked by this server's content filter words (violence)"
+    server.refusals = [Refusal(400, blocked, "prompt", code="moderation_blocked")]
+    open_page(page, server)
+    generate(page)
+    expect(page.locator("#prompt-error")).to_have_text(blocked)
+    expect(page.locator(".job")).to_have_count(0)
+
+
+def test_a_filter_that_does_not_answer_is_waited_for_and_then_told_of(page: Page, server: FakeServer) -> None:
+    page.clock.install(time=0)
+    down = Refusal(503, "content filter words did not answer", code="filter_unavailable", retry_after_s=2)
+    server.refusals = [down] * 4
+    open_page(page, server)
+    generate(page)
+    for _ in range(3):
+        expect(page.locator(".job-state")).to_have_text("Waiting for the content filter")
+        page.clock.run_for(2_500)
+    told = page.locator(".job-told summary")
+    said = "This server's content filter does not answer, and nothing is shown unchecked. Try again in 2 s."
+    expect(told).to_have_text(said)

@@ -15,7 +15,8 @@ from tests.launcher.ray.both.sent import BODY, refused
 from tests.launcher.ray.servers import KEY, Served
 
 pytestmark = pytest.mark.cluster
-OPEN = ("/", "/health", "/ready", "/docs", "/openapi.json", "/favicon.ico", "/internal/ping", "/version")  # for anybody
+# For anybody:
+OPEN = ("/", "/health", "/ready", "/docs", "/openapi.json", "/favicon.ico", "/internal/ping", "/version", "/license")
 
 
 def without_key(server: Served, method: str, path: str, **headers: str) -> httpx.Response:
@@ -51,7 +52,7 @@ def test_the_page_and_its_files_are_for_anybody(server: Served) -> None:
     page = without_key(server, "GET", "/")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'self'" in page.headers["content-security-policy"]
-    files = {*re.findall('(?:href|src)="([a-z][^"]+)"', page.text)} - {"docs", "openapi.json"}
+    files = {*re.findall('(?:href|src)="([a-z][^"]+)"', page.text)} - {"docs", "license", "openapi.json"}
     assert files
     for path in files:
         file = without_key(server, "GET", f"/{path}")

@@ -68,7 +68,7 @@ export class Job {
     if (this.#part("retry").contains(document.activeElement)) this.#part("cancel").focus(); // the other is hidden
     this.#part("retry").hidden = this.#part("told").hidden = true;
     this.#part("cancel").textContent = "Cancel";
-    this.card.classList.remove("ended");
+    this.card.classList.remove("ended", "withheld");
     this.#attempt = 1;
     this.#isDrawing = false;
     const clock = setInterval(() => this.#showStatus(), 1000);
@@ -106,7 +106,8 @@ export class Job {
         if (signal.aborted) throw error;
         if (error.status === 401 && (await askForKey(error.message))) continue;
         if (error.status !== 503 || ++waits > MAX_WAITS) throw error;
-        this.#say("Waiting for the engine to be ready");
+        const isUnchecked = error.code === "filter_unavailable";
+        this.#say(isUnchecked ? "Waiting for the content filter" : "Waiting for the engine to be ready");
         const pause = new Promise((resolve) => setTimeout(resolve, 1000 * (error.retryAfter ?? 1)));
         await Promise.all([this.page.engine.whenReady(signal), pause]);
         signal.throwIfAborted();
@@ -159,7 +160,7 @@ export class Job {
   }
 
   async #completed(event) {
-    const { index, seed, size, output_format: format, timings, warnings } = event;
+    const { index, seed, size, output_format: format, timings, warnings, request_id: requestId } = event;
     if (this.#done.has(index)) return;
     this.#done.add(index);
     this.#warnings = warnings ?? [];
@@ -170,7 +171,8 @@ export class Job {
     const parameters = { ...own, width, height, seed };
     if (image) Object.assign(parameters, { image: { ...image, file: undefined }, mask: mask && true });
     const start = image && { image, mask };
-    await this.page.onPicture({ blob, format, parameters, start, seconds: timings?.total, warnings: this.#warnings });
+    const seconds = timings?.total;
+    await this.page.onPicture({ blob, format, parameters, start, seconds, warnings: this.#warnings, requestId });
   }
 
   #finish() {
@@ -184,7 +186,20 @@ export class Job {
   #fail(error) {
     if (this.page.onFieldError(error)) return this.#close({ focus: false });
     if (error.status === 0 || error.status === 503) this.page.engine.check();
+    if (error.code === "moderation_blocked") this.#withhold();
     this.#end(reasonOf(error));
+  }
+
+  /** Show that there are no pixels, in place of previews of what was not let out. */
+  #withhold() {
+    this.card.classList.add("withheld");
+    for (const [index, tile] of this.tiles.entries()) {
+      tile.hidden = this.#done.has(index);
+      URL.revokeObjectURL(tile.image.src);
+      tile.image.removeAttribute("src");
+      tile.image.hidden = true;
+      delete tile.dataset.state;
+    }
   }
 
   #cancel() {
@@ -218,12 +233,10 @@ export class Job {
   }
 
   #addTile() {
-    const tile = document.createElement("div");
-    tile.className = "tile";
+    const tile = document.getElementById("tile-template").content.firstElementChild.cloneNode(true);
     const { width, height, image, outpaint } = this.parameters;
     tile.style.aspectRatio = (width && height ? [width, height] : sizeWith(image, outpaint)).join(" / ");
-    tile.image = Object.assign(new Image(), { alt: "", hidden: true });
-    tile.append(tile.image);
+    tile.image = tile.querySelector("img");
     this.card.querySelector(".tiles").append(tile);
     return tile;
   }
@@ -235,7 +248,7 @@ export class Job {
     const before = tile.image.src;
     tile.image.src = URL.createObjectURL(blob);
     if (before) URL.revokeObjectURL(before);
-    tile.image.hidden = false;
+    tile.image.hidden = tile.hidden = false;
     tile.dataset.state = state;
     return blob;
   }

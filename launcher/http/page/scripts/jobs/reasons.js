@@ -3,6 +3,8 @@
 import { duration, sentence } from "../text.js";
 
 const REASONS = {
+  moderation_blocked: "This server's content filter held a picture back.",
+  filter_unavailable: "This server's content filter does not answer, and nothing is shown unchecked.",
   cancelled: "The server cancelled this request.",
   queue_full: "The server is busy: its queue is full.",
   rate_limited: "Your API key has had what it may have for now.",

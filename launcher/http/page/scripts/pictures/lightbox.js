@@ -13,7 +13,10 @@ export class Lightbox {
   #picture = null;
   #touched = null; // where a finger was put down
 
-  /** `actions` are reuse(picture), vary(picture), startFrom(picture), compare(picture) and before(picture, button). */
+  /**
+   * `actions` are reuse(picture), vary(picture), startFrom(picture), compare(picture), before(picture, button) and
+   * report(picture, called when it was sent).
+   */
   constructor(gallery, actions) {
     this.gallery = gallery;
     this.dialog = element("lightbox");
@@ -42,7 +45,13 @@ export class Lightbox {
     on("start", () => this.#leave(actions.startFrom));
     on("before", () => actions.before(this.#picture, element("lightbox-before")));
     on("compare", () => this.#leave(actions.compare));
+    on("report", () => this.#report(actions.report));
     on("delete", () => this.#delete());
+  }
+
+  /** Offer to report pictures, if the server takes reports. */
+  offerReports(isOffered) {
+    element("lightbox-report").hidden = !isOffered;
   }
 
   open(picture) {
@@ -63,6 +72,8 @@ export class Lightbox {
     else element("lightbox-told").hidden = true;
     Object.assign(element("lightbox-download"), { href: url, download: fileName(parameters, format) });
     element("lightbox-before").hidden = !picture.start;
+    element("lightbox-report").textContent = picture.isReported ? "Reported" : "Report";
+    element("lightbox-report").disabled = Boolean(picture.isReported);
     this.#offerMask(picture);
     element("lightbox-previous").disabled = !this.#neighbour(-1);
     element("lightbox-next").disabled = !this.#neighbour(1);
@@ -97,6 +108,16 @@ export class Lightbox {
     if (from?.pointerId !== pointerId || visualViewport.scale > 1) return; // a finger moves an enlarged page
     const [across, down] = [clientX - from.clientX, clientY - from.clientY];
     if (Math.abs(across) > SWIPE && Math.abs(across) > 2 * Math.abs(down)) this.#move(across < 0 ? 1 : -1);
+  }
+
+  #report(action) {
+    const picture = this.#picture;
+    action(picture, () => {
+      picture.isReported = true;
+      if (this.#picture !== picture) return;
+      this.#show(picture);
+      element("lightbox-close").focus(); // a disabled button would lose the keyboard
+    });
   }
 
   #leave(action) {

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 _FILES = ("image", "mask")
-_TEXTS = ("prompt", "negative_prompt", "output_format", "strength_steps")
+_TEXTS = ("prompt", "negative_prompt", "output_format", "strength_steps", "reason", "contact", "request_id")
 
 
 def read_form(content_type: str, body: bytes) -> dict[str, Any]:
