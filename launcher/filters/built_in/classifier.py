@@ -180,6 +180,8 @@ def _sides(processor: Any) -> tuple[int, int] | None:
 
 def _prepare_torch(settings: Settings) -> tuple[torch.device, torch.dtype]:
     """Set torch up for a process in which nothing else uses it."""
+    # Threads that spin while they wait make it several times slower where ranks or others want the cores, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # which is read when torch is imported
     import torch
 
     torch.set_num_threads(settings.threads or min(4, _cpus()))

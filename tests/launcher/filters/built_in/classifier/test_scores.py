@@ -73,6 +73,17 @@ def test_other_dtypes_score_nearly_the_same(folder: Folder) -> None:
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_gpu_scores_nearly_the_same(folder: Folder, family: str) -> None:
+    pictures = [picture(*size, seed) for seed, size in enumerate(SIZES)]
+    path = str(folder(family))
+    for options, close in (({"device": "cuda"}, 1e-3), ({"device": "cuda:0", "dtype": "bfloat16"}, 0.03)):
+        scores = make(path, options).check_images(pictures)
+        for one, expected in zip(scores, make(path, {}).check_images(pictures), strict=True):
+            assert one == pytest.approx(expected, abs=close)
+
+
 @pytest.mark.parametrize("resample", [1, 2, 3], ids=["lanczos", "bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(512, 512), (1024, 2048), (1032, 514)], ids=str)
 def test_what_the_model_sees_of_a_large_picture_stays_as_good_as_the_same(size: tuple[int, int], resample: int) -> None:
