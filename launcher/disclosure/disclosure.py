@@ -45,7 +45,9 @@ class Disclosure:
         """What to tell whoever starts a server with it: that its certificate ends soon."""
         if self.signer is None or self.signer.ends - datetime.now(UTC) > _SOON:
             return None
-        return f"c2pa_certificate ends on {self.signer.ends:%Y-%m-%d %H:%M} UTC, and no image can be made after that"
+        return (
+            f"the C2PA certificate ends on {self.signer.ends:%Y-%m-%d %H:%M} UTC, and no image can be made after that"
+        )
 
     def packet(self, *, composite: bool, model: str | None = None, metadata: bool = True) -> bytes | None:
         """Return XMP for a file, None for none.

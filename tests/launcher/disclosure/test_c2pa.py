@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -21,7 +20,6 @@ from PIL import Image
 import engine
 from engine.errors import ArgumentError
 from launcher.client.async_client import AsyncClient
-from launcher.disclosure import c2pa as own
 from launcher.disclosure.disclosure import Disclosure
 from launcher.disclosure.xmp import COMPOSITE, DRAWN
 from launcher.messages.configs import DisclosureConfig
@@ -165,7 +163,7 @@ def test_a_certificate_that_ends_soon_is_warned_of_at_the_start(days: int, soon:
     config, _, warnings = configure(options, auto=False, workload=no_workload, tell=no_workload)
     assert config.disclosure.c2pa_key == str(tmp_path / "key.pem")
     (warned,) = warnings or ("",)
-    assert warned.startswith("c2pa_certificate ends on 20") == soon
+    assert warned.startswith("the C2PA certificate ends on 20") == soon
 
 
 def no_workload(*_: object) -> Any:
@@ -186,25 +184,6 @@ def test_options_that_miss_something_are_refused(options: dict[str, Any], parame
     with pytest.raises(ArgumentError, match=message) as raised:
         Disclosure.of(DisclosureConfig(**options))
     assert raised.value.parameter == parameter
-
-
-def test_an_authority_that_does_not_answer_keeps_no_picture_and_is_left_alone(
-    signing: Signing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[tuple[str, str]] = []
-    monkeypatch.setattr(own, "log_event", lambda event, **fields: events.append((event, fields["message"])))
-    monkeypatch.setattr(own, "_TIMESTAMP_S", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        signed = disclosure(signing, tmp_path, c2pa_timestamp=url)
-        for _ in range(2):
-            created(written("jpeg", signed), "jpeg", signing)
-        assert events == [("timestamp failed", "no answer within 0.2 s")]
-        silent.settimeout(10)
-        silent.accept()[0].close()  # it was asked
-    signed = disclosure(signing, tmp_path, c2pa_timestamp=url)  # where nobody listens any more
-    created(written("jpeg", signed), "jpeg", signing)
-    assert len(events) == 2
 
 
 def test_a_front_end_signs_images_and_no_previews(signing: Signing, run_folder: Path, tmp_path: Path) -> None:
