@@ -15,7 +15,7 @@ from launcher.filters.urls.asking import Service
 from launcher.filters.urls.by_url import ByUrl
 from launcher.filters.urls.data_urls import as_data_url
 
-OPTIONS = (*of_urls.OPTIONS, "style", "images", "policies")
+OPTIONS = (*of_urls.OPTIONS, "style", "images", "policies", "logprobs")
 STYLES = ("llama-guard", "shieldgemma")
 # What ShieldGemma is asked about, a question each, by the category that it finds.
 POLICIES = {
@@ -32,6 +32,7 @@ POLICIES = {
     "promotes hate based on race, gender, ethnicity, religion, nationality, sexual orientation, disability status, "
     "age, caste or any other protected status.",
 }
+_LOGPROBS = ("yes", "no")
 _BY_SERVER = "server"  # policies=: those that the server's own template has
 _NAME, _ROUTE = "chat", "chat/completions"
 _UNSAFE = "unsafe"  # the category of what has no other
@@ -48,6 +49,7 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
         raise of_urls.wrong(_NAME, "it needs model=, the name by which the server knows the model")
     style = of_urls.one_of(_NAME, options, "style", STYLES)
     of_urls.is_yes(_NAME, options, "images")
+    of_urls.one_of(_NAME, options, "logprobs", _LOGPROBS)
     if "policies" in options and style != "shieldgemma":
         raise of_urls.wrong(_NAME, "policies= is for style=shieldgemma; Llama Guard's are in its server's template")
     _policies(options)
@@ -59,18 +61,22 @@ def make(value: str, options: Mapping[str, str]) -> Chat:
     check_options(value, options)
     kind = ChatWithPictures if of_urls.is_yes(_NAME, options, "images") else Chat
     style: Style = ShieldGemma(_policies(options)) if options.get("style") == "shieldgemma" else LlamaGuard()
-    return kind(of_urls.make_service(_NAME, _ROUTE, value, options), options["model"], style)
+    settings: dict[str, object] = {"model": options["model"], "temperature": 0, "max_tokens": _LONGEST_ANSWER}
+    if of_urls.one_of(_NAME, options, "logprobs", _LOGPROBS) == "yes":
+        settings |= {"logprobs": True, "top_logprobs": 5}
+    return kind(of_urls.make_service(_NAME, _ROUTE, value, options), settings, style)
 
 
 class Chat(ByUrl):
     """Asks a model about each text by itself, at the same time. A prompt has the higher scores of its two texts.
 
-    categories: all that the model finds, None where its server's template says what that is.
+    settings: fields of every question besides its messages. categories: all that the model finds, None where its
+    server's template says what that is.
     """
 
-    def __init__(self, service: Service, model: str, style: Style) -> None:
+    def __init__(self, service: Service, settings: Mapping[str, object], style: Style) -> None:
         super().__init__(service)
-        self._model, self._style = model, style
+        self._settings, self._style = settings, style
         self.categories = style.policies.keys() if isinstance(style, ShieldGemma) else None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:
@@ -92,14 +98,7 @@ class Chat(ByUrl):
     def _question(self, content: str | Picture, category: str) -> object:
         policy = self._style.policies[category]
         messages: list[dict[str, Any]] = [] if policy is None else [{"role": "system", "content": policy}]
-        return {
-            "model": self._model,
-            "messages": [*messages, {"role": "user", "content": _content(content)}],
-            "temperature": 0,
-            "max_tokens": _LONGEST_ANSWER,
-            "logprobs": True,
-            "top_logprobs": 5,
-        }
+        return {**self._settings, "messages": [*messages, {"role": "user", "content": _content(content)}]}
 
 
 class ChatWithPictures(Chat):

@@ -70,6 +70,7 @@ def test_what_is_no_url_of_a_service_is_refused(url: str, told: str) -> None:
         ({"model": "guard", "images": "1"}, "images= must be yes or no"),
         ({"model": "guard", "policies": "sexual"}, "policies= is for style=shieldgemma"),
         ({"model": "guard", "style": "shieldgemma", "policies": "sexual/tax"}, "server or some of sexual/dangerous/"),
+        ({"model": "guard", "logprobs": "5"}, "logprobs= must be yes or no"),
         ({"style": "llama-guard"}, "it needs model="),
     ],
 )

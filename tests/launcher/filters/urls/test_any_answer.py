@@ -54,8 +54,8 @@ def changed(value: Any) -> Iterator[Any]:
     ("make", "answer"),
     [
         (lambda service: Moderation(service, None), {"results": [RESULT]}),
-        (lambda service: Chat(service, "guard", LlamaGuard()), completion("unsafe\nS1")),
-        (lambda service: Chat(service, "guard", ShieldGemma(POLICIES)), completion("Yes")),
+        (lambda service: Chat(service, {}, LlamaGuard()), completion("unsafe\nS1")),
+        (lambda service: Chat(service, {}, ShieldGemma(POLICIES)), completion("Yes")),
     ],
     ids=["moderation", "llama-guard", "shieldgemma"],
 )

@@ -71,7 +71,7 @@ def test_llama_guards_answers_become_scores(
     assert made().check_prompts([Prompt("x")])[0] == pytest.approx(scores)
     (asked,) = stand_in.asked
     assert asked["messages"] == [{"role": "user", "content": "x"}]
-    assert (asked["model"], asked["temperature"]) == ("guard", 0)
+    assert (asked["model"], asked["temperature"], asked["logprobs"]) == ("guard", 0, True)
     assert stand_in.requests[0][0] == "/v1/chat/completions"
 
 
@@ -126,6 +126,13 @@ def test_shieldgemma_is_asked_about_some_policies_or_those_of_its_server(stand_i
     ]
     assert made(style="shieldgemma", policies="server").check_prompts([Prompt("x")]) == [{"unsafe": 1.0}]
     assert [len(body["messages"]) for body in stand_in.asked] == [2, 2, 1]
+
+
+def test_a_server_that_takes_no_logprobs_is_not_asked_for_them(stand_in: StandIn, made: Make) -> None:
+    stand_in.reply = lambda body: Reply({}, 400) if "logprobs" in body else answer("safe")
+    assert made(logprobs="no").check_prompts([Prompt("x")]) == [{"unsafe": 0.0}]
+    with pytest.raises(Unavailable):
+        made().check_prompts([Prompt("x")])
 
 
 def test_categories_are_known_where_the_server_does_not_make_them(made: Make) -> None:
