@@ -12,7 +12,18 @@ import msgspec
 
 # What a request does, or waits for; where two are under way at once, the earlier in this list is what its time counts
 # for. `unattributed` is what no other is.
-WORK = ("denoise", "encode_text", "encode_picture", "decode", "reach", "file", "check", "read_picture")
+WORK = (
+    "denoise",
+    "encode_text",
+    "encode_picture",
+    "decode",
+    "reach",
+    "file",
+    "check",
+    "read_picture",
+    "filter_prompt",
+    "filter_image",
+)
 WAITS = ("queue", "denoise_queue", "decode_queue", "lost")
 PARTS = (*WORK, *WAITS, "unattributed")
 

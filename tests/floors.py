@@ -125,6 +125,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.ranks": _CHILDREN,
     "launcher.frontend.admission": {
         "launcher.awake",
+        "launcher.filters",
         "launcher.logs",
         "launcher.messages",
         "launcher.pictures",
@@ -134,6 +135,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     "launcher.frontend.delivery": {
         *_CHILDREN,
         "launcher.disclosure",
+        "launcher.filters",
         "launcher.requests",
         "launcher.requests.explained",
         "launcher.frontend.admission",

@@ -249,7 +249,7 @@ class Connection:
                 call.put(kind, outcome)
 
     def _error_of(self, failed: messages.Failed) -> Krea2Error:
-        return error_from_code(failed.code, failed.message, failed.parameter, failed.retry_after_s)
+        return error_from_code(failed.code, failed.message, failed.parameter, failed.retry_after_s, failed.category)
 
     def _tend(self, *, ping: bool) -> None:
         now = self._clock()

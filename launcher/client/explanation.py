@@ -14,6 +14,7 @@ from launcher.explanation import Explanation, Stage, add_up, timeline
 # The parts in the order of a request's life, as a table calls them. `transfer` is the client's to know.
 _ROWS = {
     "read_picture": "picture read",
+    "filter_prompt": "filters, of the prompt",
     "check": "checked, tokenised",
     "queue": "queue",
     "reach": "measuring for the floors",
@@ -23,11 +24,13 @@ _ROWS = {
     "denoise": "denoising",
     "decode_queue": "waiting for the decoder",
     "decode": "decoding (VAE)",
+    "filter_image": "filters, of images",
     "file": "image file",
     "lost": "lost with dead ranks",
     "unattributed": "unattributed",
     "transfer": "transfer",
 }
+_BY_IMAGE = ("decode", "filter_image", "file")
 _SHOWN_S = 5e-5  # of a wait, before it has a row
 _BESIDE = 1.02  # how much longer a part took than it counts for, before that is said
 
@@ -112,7 +115,7 @@ class ResultExplanation(TimedRequest):
         took = add_up(timeline(stages, self.told.total_s))[part]
         floors = [max((stage.floor_s or 0.0) for stage in of_ranks) for of_ranks in occurrences]
         what = [line for line in _what(part, stages, occurrences) if line]
-        if part in ("decode", "file") and took > _BESIDE * self.told.parts[part] + 1e-4:
+        if part in _BY_IMAGE and took > _BESIDE * self.told.parts[part] + 1e-4:
             what.append(f"{took:.4f} s in all, some of it beside other stages")
         return took, sum(floors) if floors and all(floors) else None, what
 
@@ -127,12 +130,12 @@ def _what(part: str, stages: Sequence[Stage], occurrences: Sequence[Sequence[Sta
         parts.append(f"{len(occurrences)} steps")
     elif ranks:
         parts.append(f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks))}")
-    elif part in ("read_picture", "check", "file"):
+    elif part in ("read_picture", "filter_prompt", "check", "filter_image", "file"):
         parts.append("front-end")
     if part == "encode_text":
         tokens = sum(of_ranks[0].tokens for of_ranks in occurrences)
         parts.append(_tokens(tokens) if tokens else "nothing was encoded")
-    if part in ("decode", "file") and len(stages) > 1:
+    if part in _BY_IMAGE and len(stages) > 1:
         parts.append(f"{len(stages)} images")
     shared = [of_ranks[0].others for of_ranks in occurrences if of_ranks[0].others]
     if shared:

@@ -166,6 +166,7 @@ class Following:
         self._request, self._warnings = request, warnings
         self._sent, self._accepted = time.monotonic(), 0.0
         self._images: dict[int, ImageFile] = {}
+        self._told: dict[str, None] = {}  # warnings of images
         self.ended = False
 
     def hear(self, reply: messages.Reply, file: bytes) -> list[Event]:
@@ -183,6 +184,7 @@ class Following:
                     it.request_id, it.attempt, it.index, it.seed, it.width, it.height, it.output_format, file,
                     self._request.prompt, Usage(it.text_tokens, it.image_tokens),
                 )  # fmt: skip
+                self._told |= dict.fromkeys(it.warnings)
                 self.ended = len(self._images) == it.num_images
                 return [image, self._result(it)] if self.ended else [image]
         return []
@@ -199,6 +201,6 @@ class Following:
             )
         return Result(
             last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
-            last.width, last.height, last.output_format, last.timings, self._warnings + last.warnings,
+            last.width, last.height, last.output_format, last.timings, (*self._warnings, *self._told),
             self._request.prompt, explanation, Usage(last.text_tokens, last.image_tokens * len(done)),
         )  # fmt: skip

@@ -28,12 +28,14 @@ _RANK_TRACKS = {
 }
 _NAMES = {
     "read_picture": "read picture",
+    "filter_prompt": "filters: prompt",
     "check": "check and tokenise",
     "reach": "measure for the floors",
     "encode_picture": "encode picture",
     "encode_text": "encode prompts",
     "denoise_queue": "behind others' work",
     "decode_queue": "wait for the decoder",
+    "filter_image": "filters: image",
     "file": "write file",
     "lost": "lost with dead ranks",
 }
@@ -113,7 +115,7 @@ class _Tracks:
         name = _NAMES.get(stage.name, stage.name)
         if stage.rank is None:
             process, process_name, (track, track_name) = _FRONTEND, "front-end", (0, "request")
-            if stage.name in ("decode_queue", "file"):
+            if stage.name in ("decode_queue", "filter_image", "file"):
                 track, track_name = 2 + stage.images[0], f"image {stage.images[0]}"
         else:
             process, process_name = _FIRST_RANK + stage.rank, f"rank {stage.rank}"

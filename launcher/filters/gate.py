@@ -10,6 +10,7 @@ from typing import Any
 
 from engine.errors import FilterUnavailableError, LaunchError
 from launcher.filters.blur import blurred
+from launcher.filters.checks import Judged
 from launcher.filters.child import CheckFailedError
 from launcher.filters.exchange import Method
 from launcher.filters.protocol import Picture, Prompt
@@ -18,21 +19,6 @@ from launcher.filters.workers import Workers
 from launcher.messages.configs import FilterSpec
 
 _KEPT = 0.8  # of an expected time, when another check has taken what it took
-
-
-@dataclass(frozen=True)
-class Judged:
-    """What all filters say of a prompt or a picture.
-
-    findings: of all filters, also of those that would only have it logged. action: the strictest, one of
-    `launcher/filters/verdicts.py`. rgb: the picture as it may be sent, where that is not as it came: blurred, marked or
-    both; None where it is, and where it is blocked. warnings: what could not be checked, for the client.
-    """
-
-    findings: tuple[Finding, ...] = ()
-    action: str = ALLOW
-    rgb: bytes | None = None
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,9 +34,10 @@ class _Answer:
 class Gate:
     """Asks all filters, each in processes of its own, which `start` starts and `close` ends.
 
-    on_seconds: called with a filter, a kind (`prompt`, `upload`, `preview`, `image`) and how long a check has taken,
-    waiting included; on_failure: with a filter and why a check has failed, in one word. prompt_s and image_s: how long
-    a check takes, by those before, 0 while unknown.
+    What is to be checked before they are up waits for them. on_seconds: called with a filter, a kind (`prompt`,
+    `upload`, `preview`, `image`) and how long a check has taken, waiting included; on_verdict: with filter, kind and
+    action; on_failure: with a filter and why a check has failed, in one word. prompt_s and image_s: how long a check
+    takes, by those before, 0 while unknown.
     """
 
     def __init__(
@@ -59,12 +46,15 @@ class Gate:
         *,
         fail_open: bool,
         on_seconds: Callable[[str, str, float], None] = lambda *_: None,
+        on_verdict: Callable[[str, str, str], None] = lambda *_: None,
         on_failure: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
         self.prompt_s = self.image_s = 0.0
         self._fail_open = fail_open
         self._on_seconds = on_seconds
+        self._on_verdict = on_verdict
         self._on_failure = on_failure
+        self._up = asyncio.Event()
         self._filters = [Workers(spec) for spec in specs]
 
     @property
@@ -93,6 +83,7 @@ class Gate:
             await asyncio.gather(*starts, return_exceptions=True)
             self.close()
             raise
+        self._up.set()
 
     async def check_prompt(
         self, prompt: Prompt, uploads: Sequence[Picture] = (), *, moderation: str = "auto"
@@ -101,6 +92,7 @@ class Gate:
 
         Raises `ModerationBlockedError` if a filter blocks one of them, and `FilterUnavailableError` if one cannot say.
         """
+        await self._up.wait()
         loop = asyncio.get_running_loop()
         began = loop.time()
         asked = [self._ask(each, "check_prompts", "prompt", prompt, moderation) for each in self._filters]
@@ -122,6 +114,7 @@ class Gate:
 
         Raises `FilterUnavailableError` if a filter cannot say, or cannot mark it.
         """
+        await self._up.wait()
         loop = asyncio.get_running_loop()
         began = loop.time()
         asked = (self._ask(each, "check_images", picture.kind, picture, moderation) for each in self._filters)
@@ -154,7 +147,9 @@ class Gate:
             scores = await self._timed(workers, method, kind, item)
         except CheckFailedError as error:
             return _Answer(workers, kind, failure=error)
-        return _Answer(workers, kind, tuple(judge(workers.spec, workers.thresholds, kind, scores, moderation)))
+        findings = tuple(judge(workers.spec, workers.thresholds, kind, scores, moderation))
+        self._on_verdict(workers.spec.label, kind, strictest(findings))
+        return _Answer(workers, kind, findings)
 
     async def _timed(self, workers: Workers, method: Method, kind: str, item: Prompt | Picture) -> Any:
         loop = asyncio.get_running_loop()

@@ -21,9 +21,10 @@ import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import CancelledError, Krea2Error, ServerError
 from engine.step import Step
+from launcher.filters.checks import Checks
 from launcher.frontend.admission import key_files
 from launcher.frontend.delivery.clients import Clients
-from launcher.frontend.delivery.metrics import Metrics
+from launcher.frontend.delivery.metrics import FilterMetrics, Metrics
 from launcher.frontend.delivery.replies import Replies
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.live_requests import LiveRequests
@@ -54,11 +55,12 @@ class Frontend:
     """Puts a front-end's parts together, and hands on what comes: messages, time, and what becomes of the ranks.
 
     ranks: the processes of the rank group, the first by now. `on_stage` hears how far they are, `on_started` the
-    clients' address once they are ready, `after_warm_up` what they were found to take for steps. own_clients: processes
-    of ours that are clients. manager: who is told how the server is. To be made in the event loop that it runs in.
-    Raises `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address
-    cannot be used. Whoever makes one is to `run` it, which closes its sockets. An attribute for each part, so that
-    there are 14.
+    clients' address once they and the filters are ready, `after_warm_up` what they were found to take for steps.
+    own_clients: processes of ours that are clients. manager: who is told how the server is. make_gate: makes the
+    filters, if there are any, of who hears of them. To be made in the event loop that it runs in. Raises
+    `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot
+    be used. Whoever makes one is to `run` it, which closes its sockets. An attribute for each part, so that there are
+    16.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Frontend:
         after_warm_up: AfterWarmUp | None = None,
         own_clients: OwnClients | None = None,
         manager: ServiceManager | None = None,
+        make_gate: Callable[[FilterMetrics], Checks] | None = None,
     ) -> None:
         checkpoint = CheckpointFiles.open(config.engine)
         checkpoint.close()
@@ -82,8 +85,10 @@ class Frontend:
         self._config, self._on_started, self._on_stage = config, on_started, on_stage
         self._manager = ServiceManager() if manager is None else manager
         self._was_ready = False
+        self._to_start = {"ranks"} if make_gate is None else {"ranks", "filters"}
         self._tasks: set[asyncio.Task[object]] = set()
         self._metrics = Metrics()
+        self._gate = None if make_gate is None else make_gate(self._metrics.filters)
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
         job_ids = itertools.count()
@@ -109,22 +114,26 @@ class Frontend:
             made_with=MadeWith(config.engine, checkpoint),
         )  # fmt: skip
         self._requests = LiveRequests(
-            config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn
+            config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn, self._gate
         )
         self._reports = StatusReports(
-            config, self._metrics, self._clients, self._dispatcher, self._loras, self._requests, self._replies
-        )
+            config, self._metrics, self._clients, self._dispatcher, self._loras, self._requests, self._replies,
+            self._gate,
+        )  # fmt: skip
         if own_clients is not None:
             own_clients.follow(self._own_client_ended)
 
     async def run(self, stop: asyncio.Event, stop_now: asyncio.Event) -> None:
         """Serve until `stop` is set and what runs has been drained, or `stop_now` is set.
 
-        Raises the error of ranks that cannot be replaced. All clients have been told when this returns or raises.
+        Raises the error of ranks that cannot be replaced, or of filters that cannot be started. All clients have been
+        told when this returns or raises.
         """
         supervisor = self._dispatcher.supervisor
-        endless = (self._clients.receive(), self._clients.send_waiting(), self._watch_clock(), supervisor.run())
-        serving = list(map(self._spawn, (*endless, self._manager.give_signs_of_life())))
+        endless = [self._clients.receive(), self._clients.send_waiting(), self._watch_clock(), supervisor.run()]
+        endless += [self._manager.give_signs_of_life()]
+        endless += [] if self._gate is None else [self._start_filters(self._gate)]
+        serving = list(map(self._spawn, endless))
         stopping = [self._spawn(self._drain_after(stop)), self._spawn(stop_now.wait())]
         reason: Krea2Error = ServerError("the server was stopped")
         try:
@@ -138,6 +147,8 @@ class Frontend:
         finally:
             self._requests.close(reason)
             self._clients.close(reason)
+            if self._gate is not None:
+                self._gate.close()
             supervisor.close()
             for task in self._tasks:
                 task.cancel()
@@ -213,6 +224,20 @@ class Frontend:
             self._requests.look()
             self.ranks_loading()
 
+    # ---- what starts
+
+    async def _start_filters(self, gate: Checks) -> None:
+        """Start the filters. Ends only by raising."""
+        await gate.start()
+        self._has_started("filters")
+        await asyncio.Event().wait()
+
+    def _has_started(self, part: str) -> None:
+        """Say that the server has started when all parts of it have, which is said once."""
+        if self._to_start == {part}:
+            self._on_started(self._clients.address, self._dispatcher.supervisor.group.all_ready)
+        self._to_start.discard(part)
+
     # ---- what becomes of the ranks: see `RankEvents`
 
     def ranks_loading(self) -> None:
@@ -223,8 +248,7 @@ class Frontend:
     def ranks_ready(self) -> None:
         ranks = self._dispatcher.status
         assert ranks.first is not None
-        if ranks.restarts == 0:
-            self._on_started(self._clients.address, self._dispatcher.supervisor.group.all_ready)
+        self._has_started("ranks")
         plan = " · ".join(" ".join(line.split()) for line in ranks.first.memory_plan) or None
         log_event(
             "ranks ready", device=ranks.first.device, restarts=ranks.restarts, attention=ranks.first.attention,
@@ -247,6 +271,7 @@ class Frontend:
     def ranks_lost(self, error: Krea2Error) -> bool:
         log_event("ranks lost", level="error", code=error.code, message=error.message)
         self._metrics.restarts.inc()
+        self._to_start |= {"ranks"} if self._to_start else set()
         lora_at_fault = self._loras.ranks_lost(error)
         request_at_fault = self._requests.start_over(error)
         return lora_at_fault or request_at_fault

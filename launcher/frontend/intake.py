@@ -1,4 +1,5 @@
-"""Takes requests in: has their pictures read, checks and plans each, and queues its jobs, or says why not.
+"""Takes requests in: has their pictures read and filters look at them, checks and plans each, and queues its jobs, or
+says why not.
 
 Whatever can be refused is refused here, before a rank hears of it; what needs no picture is checked before one is read.
 """
@@ -8,27 +9,29 @@ from __future__ import annotations
 import itertools
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from engine import errors
 from engine.config.model_config import ModelConfig
 from launcher.awake import RealTimer
+from launcher.filters.checks import Checks
+from launcher.filters.protocol import Prompt
+from launcher.frontend.admission.arrivals import Arrival, Arrivals, Spawn, Tell
 from launcher.frontend.admission.deadlines import Deadlines
+from launcher.frontend.admission.examined import Examined, uploads_of
 from launcher.frontend.admission.key_limits import Allowances, InFlight
 from launcher.frontend.admission.repeats import Repeats
-from launcher.frontend.admission.uploads import Arrival, Spawn, Tell, Uploads
 from launcher.frontend.delivery.tracked_requests import TrackedRequest, TrackedRequests, without_picture
 from launcher.frontend.dispatcher import Dispatcher
 from launcher.frontend.lora_service import LoraService
-from launcher.messages.client_messages import Generate
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error
-from launcher.pictures.prepared import PreparedPicture
 from launcher.pictures.reading import PictureReader
 from launcher.pictures.wanted import NO_PICTURES
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.explained.life import Life
-from launcher.requests.plan import make_plan
+from launcher.requests.plan import Plan, make_plan
 from launcher.requests.tokenizer import PromptTokenizer
 
 _MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
@@ -37,8 +40,9 @@ _MOST_PICTURE_BYTES = 2**30  # of the pictures of all requests, from their arriv
 
 class Intake:
     """Makes tracked requests of messages. requests: those that are there. on_taken hears of each that there is now.
-    uploads: requests whose pictures are being read; `tell` hears whom to tell that one is refused after all. repeats:
-    requests that are known by their keys. More attributes than others: all by which a request is judged."""
+    arrivals: requests that are being examined; `tell` hears whom to tell that one is refused after all. gate: the
+    filters of prompts and pictures, if there are any. repeats: requests that are known by their keys. More attributes
+    than others: all by which a request is judged."""
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Intake:
         requests: TrackedRequests,
         allowances: Allowances,
         spawn: Spawn,
+        gate: Checks | None,
         *,
         on_taken: Callable[[TrackedRequest], None],
         tell: Tell,
@@ -60,7 +65,8 @@ class Intake:
         self._dispatcher, self._loras, self._requests = dispatcher, loras, requests
         self._deadlines, self._allowances = Deadlines(dispatcher.scheduler), allowances
         self._on_taken, self._reader = on_taken, PictureReader()
-        self.uploads = Uploads(self._read, spawn, on_read=self._pictures_read, on_ended=self._upload_ended, tell=tell)
+        self._gate = gate
+        self.arrivals = Arrivals(spawn, on_examined=self._examined, on_ended=self._arrival_ended, tell=tell)
         self.repeats: Repeats[TrackedRequest | Arrival] = Repeats()
 
     def close(self) -> None:
@@ -80,52 +86,62 @@ class Intake:
             raise errors.ArgumentError(f"{names[0]} came without its file, {told}", parameter=names[0])
         known = None if arrival.repeatable is None else self.repeats.find(arrival.repeatable, arrival.digest)
         if isinstance(known, Arrival):
-            self.uploads.join(known, arrival.followers[0])
+            self.arrivals.join(known, arrival.followers[0])
         elif known is not None:
             self._requests.join(known, arrival.followers[0])
         return known
 
     def begin(self, arrival: Arrival) -> None:
-        """Take a new request, at once or when its pictures have been read.
+        """Take a new request, at once or when its pictures have been read and the filters have answered.
 
         Raises the error for which it is refused: then nothing has changed, and it does not count for its key.
         """
         message = arrival.message
-        if not message.pictures:
-            self._take(arrival, None)
+        if not message.pictures and self._gate is None:
+            self._take(arrival)
             return
-        if not self._engine.image_input:
+        if message.pictures and not self._engine.image_input:
             raise errors.ArgumentError(NO_PICTURES, parameter="image")
-        checked = self._check(arrival, None)
-        self._check_room(arrival.size)
+        checked = self._check(arrival)
+        if message.pictures:
+            self._check_room(arrival.size)
         if checked.timeout_s is not None:
             arrival.timer = RealTimer(
-                checked.timeout_s, self.uploads.refuse, arrival, errors.RequestTimeoutError.of(checked.timeout_s)
+                checked.timeout_s, self.arrivals.refuse, arrival, errors.RequestTimeoutError.of(checked.timeout_s)
             )
         if arrival.repeatable is not None:
             self.repeats.begin(arrival.repeatable, arrival.digest, arrival)
-        self.uploads.begin(arrival)
+        self.arrivals.begin(arrival, self._examine(arrival, checked))
 
-    async def _read(self, message: Generate, files: Mapping[str, bytes]) -> PreparedPicture:
-        return await self._reader.read(message, files, self._model, self._limits)
+    async def _examine(self, arrival: Arrival, checked: CheckedRequest) -> Examined:
+        picture = judged = read = filtered = None
+        if arrival.message.pictures:
+            picture = await self._reader.read(arrival.message, arrival.files, self._model, self._limits)
+            read = time.monotonic()
+            self._check_room(picture.size - arrival.size)
+            arrival.was_read(picture)
+        if self._gate is not None:
+            prompt = Prompt(checked.prompt, checked.negative_prompt or None)
+            uploads = [] if picture is None else list(uploads_of(picture, checked.prompt))
+            judged = await self._gate.check_prompt(prompt, uploads, moderation=checked.moderation)
+            filtered = time.monotonic()
+        return Examined(picture, judged, read, filtered)
 
-    def _pictures_read(self, arrival: Arrival, picture: PreparedPicture) -> None:
+    def _examined(self, arrival: Arrival, examined: Examined) -> None:
         try:
-            self._check_room(picture.size)
-            self._take(arrival, picture)
+            self._take(arrival, examined)
         except Exception as error:
-            self.uploads.give_up(arrival, as_krea2_error(error))
+            self.arrivals.give_up(arrival, as_krea2_error(error))
 
-    def _upload_ended(self, arrival: Arrival) -> None:
+    def _arrival_ended(self, arrival: Arrival) -> None:
         if arrival.repeatable is not None:
             self.repeats.forget(arrival.repeatable)
 
     # ---- and is taken
 
-    def _take(self, arrival: Arrival, picture: PreparedPicture | None) -> None:
+    def _take(self, arrival: Arrival, examined: Examined | None = None) -> None:
         """Queue the jobs of a new request. Raises the error for which it is refused, when nothing has changed."""
-        read = None if picture is None else time.monotonic()
-        checked = self._check(arrival, picture)
+        checked = self._check(arrival, examined)
         loras = self._loras.registry
         lora_ids = {name: entry.adapter.adapter_id for name, entry in loras.named.items()}
         plan = make_plan(checked, self._model, self._tokenizer.encode, self._job_ids, lora_ids)
@@ -141,9 +157,14 @@ class Intake:
                 pixels=None if checked.picture is None else checked.picture.pixels,
             )
         try:
-            waited_s = 0.0 if picture is None else now - arrival.came
             self._deadlines.check(
-                number, plan, checked.timeout_s, idle=not any(self._requests), now=now, waited_s=waited_s
+                number,
+                plan,
+                checked.timeout_s,
+                idle=not any(self._requests),
+                now=now,
+                waited_s=0.0 if examined is None else now - arrival.came,
+                filter_s=0.0 if self._gate is None else self._gate.image_s,
             )
         except errors.QueueFullError:
             for job in plan.jobs:
@@ -152,22 +173,35 @@ class Intake:
         self._allowances.count(arrival.caller, now)
         for name, _ in checked.loras:
             loras.named[name].users.add(number)
-        life = None
-        if checked.explain:
-            asked = without_picture(checked)
-            life = Life(asked, plan, self._model, self._engine, came=arrival.came, accepted=now, read=read)
-        since = now if picture is None else arrival.came
         request = TrackedRequest(
-            number, arrival.followers, arrival.caller, arrival.repeatable, checked, plan, since, life
+            number,
+            arrival.followers,
+            arrival.caller,
+            arrival.repeatable,
+            checked,
+            plan,
+            now if examined is None else arrival.came,
+            self._life(arrival, checked, plan, now, examined) if checked.explain else None,
+            judged=None if examined is None else examined.judged,
+            filter_prompt_s=0.0 if examined is None else examined.filter_s(arrival.came),
         )
         self._requests.add(request)
         if arrival.repeatable is not None:
             self.repeats.begin(arrival.repeatable, arrival.digest, request)
         self._on_taken(request)
 
-    def _check(self, arrival: Arrival, picture: PreparedPicture | None) -> CheckedRequest:
-        """Check all that can be before its picture has been read, and again when it has: against what else is here,
-        which then is what came before it."""
+    def _life(
+        self, arrival: Arrival, checked: CheckedRequest, plan: Plan, now: float, examined: Examined | None
+    ) -> Life:
+        read, filtered = (None, None) if examined is None else (examined.read, examined.filtered)
+        asked = without_picture(checked)
+        return Life(
+            asked, plan, self._model, self._engine, came=arrival.came, accepted=now, read=read, filtered=filtered
+        )
+
+    def _check(self, arrival: Arrival, examined: Examined | None = None) -> CheckedRequest:
+        """Check all that can be before it is examined, and again when it has been: against what else is here, which
+        then is what came before it."""
         ranks, loras = self._dispatcher.status, self._loras.registry
         if ranks.given_up is not None:
             raise ranks.given_up.with_traceback(None)  # which each raise would add to
@@ -175,9 +209,16 @@ class Intake:
         strengths = {name: entry.strength for name, entry in loras.named.items()}
         drawn_seed = secrets.randbelow(2**32)
         checked = check(
-            arrival.message, self._model, self._limits, drawn_seed=drawn_seed, loras=strengths, picture=picture
+            arrival.message,
+            self._model,
+            self._limits,
+            drawn_seed=drawn_seed,
+            loras=strengths,
+            picture=None if examined is None else examined.picture,
         )
-        unread = [] if picture is not None else [*self.uploads]
+        if examined is not None and examined.judged is not None:
+            checked = replace(checked, warnings=(*checked.warnings, *examined.judged.warnings))
+        unread = [] if examined is not None else [*self.arrivals]
         self._check_queue(arrival.followers[0].client, len(unread))
         self._check_allowance(arrival.caller, checked.priority, sum(each.caller == arrival.caller for each in unread))
         return checked
@@ -208,7 +249,7 @@ class Intake:
 
     def _check_room(self, size: int) -> None:
         """Raise `QueueFullError` if there is no memory for the pictures of a request beside those that are here."""
-        held = sum(arrival.size for arrival in self.uploads) + sum(request.picture_size for request in self._requests)
+        held = sum(arrival.size for arrival in self.arrivals) + sum(request.picture_size for request in self._requests)
         if held + size > _MOST_PICTURE_BYTES:
             wait, later = self._later()
             told = f"the pictures of other requests fill the {_MOST_PICTURE_BYTES / 2**30:g} GiB that there is for them"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Container, Iterator
+from dataclasses import replace
 
 from engine import errors
 from engine.config.model_config import ModelConfig
@@ -15,9 +16,10 @@ from engine.scheduling.outlook import Estimate
 from engine.step import Step
 from launcher.awake import RealTimer
 from launcher.disclosure.disclosure import Disclosure
+from launcher.filters.checks import Checks
+from launcher.frontend.admission.arrivals import Arrival, Spawn
 from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.key_limits import Allowances
-from launcher.frontend.admission.uploads import Arrival, Spawn
 from launcher.frontend.delivery.finishing import Finishing
 from launcher.frontend.delivery.replies import Replies
 from launcher.frontend.delivery.tracked_requests import DEATHS_FATAL, TrackedRequest, TrackedRequests
@@ -51,20 +53,21 @@ class LiveRequests:
         dispatcher: Dispatcher,
         loras: LoraService,
         spawn: Spawn,
+        gate: Checks | None = None,
     ) -> None:
-        self._config = config
+        self._config, self._gate = config, gate
         self._replies, self._dispatcher, self._loras = replies, dispatcher, loras
         self.draining = False
         self._requests = TrackedRequests()
         self.allowances = Allowances(config.limits.max_queue, config.key_limits)
         self._intake = Intake(
-            config, model, tokenizer, job_ids, dispatcher, loras, self._requests, self.allowances, spawn,
+            config, model, tokenizer, job_ids, dispatcher, loras, self._requests, self.allowances, spawn, gate,
             on_taken=self._taken,
             tell=lambda follower, caller, error: self.give_up(*follower, caller, error),
         )  # fmt: skip
-        self._uploads = self._intake.uploads
+        self._arrivals = self._intake.arrivals
         self._finishing = Finishing(
-            replies, spawn, Disclosure.of(config.disclosure),
+            replies, spawn, gate, Disclosure.of(config.disclosure),
             made_with=loras.made_with, fail=self._fail, on_done=lambda request: self._end(request, None),
         )  # fmt: skip
 
@@ -75,9 +78,9 @@ class LiveRequests:
 
     @property
     def waiting_and_running(self) -> tuple[int, int]:
-        """Count those that have not begun, the ones among them whose pictures are being read, and those that have."""
+        """Count those that have not begun, the ones among them that are being examined, and those that have."""
         started = [request.started for request in self._requests]
-        return started.count(False) + len(self._uploads), started.count(True)
+        return started.count(False) + len(self._arrivals), started.count(True)
 
     def close(self, reason: errors.Krea2Error) -> None:
         """End all requests, and what was started for them."""
@@ -92,7 +95,7 @@ class LiveRequests:
         caller: whose it is. files: of its pictures, by their names.
         """
         follower = Follower(client, message.request_id)
-        known = self._requests.followed_by(follower) or self._uploads.followed_by(follower)
+        known = self._requests.followed_by(follower) or self._arrivals.followed_by(follower)
         if known is None:
             arrival = Arrival([follower], caller, message, time.monotonic(), files)
             known = self._intake.find(arrival)
@@ -128,7 +131,7 @@ class LiveRequests:
         """End a request that nobody wants any more. hung_up: it may be asked for again, if it can be known then."""
         follower = Follower(client, request_id)
         error = errors.CancelledError("the request was cancelled")
-        self._uploads.leave(follower, error)
+        self._arrivals.leave(follower, error)
         request = self._requests.followed_by(follower)
         if request is None or request.ended:
             return
@@ -147,8 +150,8 @@ class LiveRequests:
     def abandon(self, clients: Collection[bytes], error: errors.Krea2Error) -> None:
         """End and forget what these clients wanted, which are gone; the error is for the log and the metrics."""
         for client in clients:
-            for follower in self._uploads.of_client(client):
-                self._uploads.leave(follower, error)
+            for follower in self._arrivals.of_client(client):
+                self._arrivals.leave(follower, error)
             for follower in self._requests.of_client(client):
                 self._leave(follower, error)
 
@@ -171,12 +174,12 @@ class LiveRequests:
         """Take no more, and refuse what has not begun. Returns how many requests these were."""
         self.draining = True
         waiting = [request for request in self._requests if not request.started and not request.deaths]
-        unread = [*self._uploads]
+        unread = [*self._arrivals]
         for request in self._requests:
             self._end_unfollowed(request, errors.CancelledError("nobody has asked for the request again"))
         error = errors.ServerError("the server is being stopped, and the request had not begun")
         for arrival in unread:
-            self._uploads.refuse(arrival, error)
+            self._arrivals.refuse(arrival, error)
         for request in waiting:
             self._fail(request, error)
         return len(unread) + len(waiting)
@@ -206,7 +209,10 @@ class LiveRequests:
         self._replies.accepted(request, self._estimate(request))
 
     def _estimate(self, request: TrackedRequest) -> Estimate | None:
-        return self._dispatcher.scheduler.estimate(request.number, time.monotonic())
+        estimate = self._dispatcher.scheduler.estimate(request.number, time.monotonic())
+        if self._gate is None or estimate is None or estimate.seconds is None:
+            return estimate
+        return replace(estimate, seconds=estimate.seconds + self._gate.image_s)
 
     def _fail(self, request: TrackedRequest, error: errors.Krea2Error) -> None:
         if not request.ended:
@@ -216,8 +222,8 @@ class LiveRequests:
 
     def fail(self, error: errors.Krea2Error, numbers: Container[int] | None = None) -> None:
         """End all requests that have not ended, or those of these numbers."""
-        for arrival in self._uploads if numbers is None else ():
-            self._uploads.refuse(arrival, error)
+        for arrival in self._arrivals if numbers is None else ():
+            self._arrivals.refuse(arrival, error)
         for request in self._requests:
             if numbers is None or request.number in numbers:
                 self._fail(request, error)
@@ -227,6 +233,7 @@ class LiveRequests:
         if request.repeatable is not None:
             self._intake.repeats.end(request.repeatable, request.size, failed, time.monotonic())
         self._requests.end(request)
+        self._finishing.forget(request)
         request.stop_timers()
         request.forget_picture()
         for job in request.plan.jobs:

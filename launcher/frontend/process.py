@@ -25,6 +25,8 @@ from launcher.run_folder import RunFolder
 from launcher.service_manager import ServiceManager
 
 if TYPE_CHECKING:
+    from launcher.filters.checks import Checks
+    from launcher.frontend.delivery.metrics import FilterMetrics
     from launcher.frontend.warm_up import AfterWarmUp
     from launcher.http.server_process import HttpServer
 
@@ -132,6 +134,7 @@ def serve_until_stopped(
             after_warm_up=after_warm_up,
             own_clients=own_clients,
             manager=manager,
+            make_gate=_gate_maker(config),
         )
         if has_key_files:
             on(signal.SIGHUP, read_again.set)
@@ -155,6 +158,24 @@ def serve_until_stopped(
     if unheard is not None:
         raise unheard
     return received
+
+
+def _gate_maker(config: FrontendConfig) -> Callable[[FilterMetrics], Checks] | None:
+    """Say how to make the content filters that the configuration names, if it names any."""
+    if not config.filters:
+        return None
+    from launcher.filters.gate import Gate  # in vain for most
+
+    def make(metrics: FilterMetrics) -> Checks:
+        return Gate(
+            config.filters,
+            fail_open=config.filter_fail_open,
+            on_seconds=metrics.took,
+            on_verdict=metrics.judged,
+            on_failure=metrics.failed,
+        )
+
+    return make
 
 
 def with_run_folder(config: FrontendConfig) -> tuple[FrontendConfig, RunFolder]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from launcher.filters.checks import Checks
 from launcher.frontend.delivery.clients import Clients
 from launcher.frontend.delivery.metrics import Metrics
 from launcher.frontend.delivery.replies import Replies
@@ -27,15 +28,18 @@ class StatusReports:
         loras: LoraService,
         requests: LiveRequests,
         replies: Replies,
+        gate: Checks | None = None,
     ) -> None:
         self._engine, self._metrics, self._clients, self._dispatcher = config.engine, metrics, clients, dispatcher
-        self._loras, self._requests, self._replies = loras, requests, replies
+        self._loras, self._requests, self._replies, self._gate = loras, requests, replies, gate
         self._began = time.monotonic()
 
     @property
     def not_ready(self) -> str | None:
         """Why requests are not served now; None if they are."""
-        return "it is being stopped" if self._requests.draining else self._dispatcher.status.not_ready
+        if self._requests.draining:
+            return "it is being stopped"
+        return self._dispatcher.status.not_ready or (None if self._gate is None else self._gate.not_ready)
 
     def status(self) -> StatusReply:
         """Say what it is doing."""

@@ -211,6 +211,7 @@ class Failed(_Reply, frozen=True, kw_only=True):
     message: str
     parameter: str | None = None
     retry_after_s: float | None = None  # after which the same may work, where that is known
+    category: str | None = None  # of what a content filter has blocked
 
 
 class Loras(_Reply, frozen=True, kw_only=True):

@@ -179,7 +179,7 @@ def _only(chunk: bytes, kind: type[T]) -> tuple[T, bytes]:
     """Read the one reply of a chunk. Raises the error that it has instead."""
     ((reply, file),) = decode_replies(chunk)
     if isinstance(reply, messages.Failed):
-        raise error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
+        raise error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s, reply.category)
     if not isinstance(reply, kind):
         raise ServerError("an engine of another release answers otherwise than expected")
     return reply, file

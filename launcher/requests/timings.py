@@ -6,20 +6,33 @@ from engine.step import StepTimes
 
 # In the order of a request's life. Those that end in "queue" are waits: for its first step, between its steps while the
 # ranks work for others, and from its last step until its image is decoded.
-STAGES = ("queue", "encode_picture", "encode_text", "denoise_queue", "denoise", "decode_queue", "decode", "file")
+STAGES = (
+    "filter_prompt",
+    "queue",
+    "encode_picture",
+    "encode_text",
+    "denoise_queue",
+    "denoise",
+    "decode_queue",
+    "decode",
+    "filter_image",
+    "file",
+)
 
 
 class Timings:
     """Adds up the `seconds` of one request by stage, and in `total`. Times are seconds of any one clock.
+
+    filter_prompt_s: what the filters took since it arrived, before it was queued.
 
     Of a request for one image the stages make up the total: what a report was late by is part of a wait, and of steps
     of several ranks, each as long as its slowest rank took, no more is counted than has passed. Of several images, one
     may be decoded or wait for that while another is denoised, and the decoding and the files of all are added.
     """
 
-    def __init__(self, arrived: float) -> None:
+    def __init__(self, arrived: float, filter_prompt_s: float = 0.0) -> None:
         self._arrived = arrived
-        self.seconds = dict.fromkeys((*STAGES, "total"), 0.0)
+        self.seconds = dict.fromkeys((*STAGES, "total"), 0.0) | {"filter_prompt": filter_prompt_s}
         self._began = self._decoded = 0.0  # its first step, and its latest image
         self._told = dict.fromkeys(("encode_picture", "encode_text", "denoise"), 0.0)  # of its steps
         self._denoised: dict[int, float] = {}  # the latest step of each job
@@ -33,7 +46,7 @@ class Timings:
     def begin(self, now: float) -> None:
         """Note that its first step is sent."""
         self._began = now
-        self.seconds["queue"] = now - self._arrived
+        self.seconds["queue"] = now - self._arrived - self.seconds["filter_prompt"]
 
     def stepped(
         self,
@@ -72,9 +85,13 @@ class Timings:
         self._decoded = now
         self._images.add(job_id)
 
-    def written(self, came: float, now: float) -> None:
-        """Note that a file has been made of an image that came at `came`."""
-        self.seconds["file"] += now - came
+    def filtered(self, came: float, now: float) -> None:
+        """Note that filters have answered about an image that came at `came`."""
+        self.seconds["filter_image"] += now - came
+
+    def written(self, began: float, now: float) -> None:
+        """Note that a file has been made of an image, since `began`: when it came, or filters had answered."""
+        self.seconds["file"] += now - began
         self.seconds["total"] = now - self._arrived
 
     def _take_from_waits(self, stage: str, seconds: float) -> None:

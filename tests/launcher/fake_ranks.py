@@ -19,6 +19,8 @@ from engine.pictures.pixels import Pixels
 from engine.step import Job, Step, StepTimes
 from launcher import awake
 from launcher.client.async_client import AsyncClient
+from launcher.filters.checks import Checks
+from launcher.frontend.delivery.metrics import FilterMetrics
 from launcher.frontend.frontend import Frontend
 from launcher.frontend.warm_up import AfterWarmUp
 from launcher.messages.configs import FrontendConfig
@@ -235,6 +237,7 @@ async def fake_engine(
     children: list[Child] | None = None,
     after_warm_up: AfterWarmUp | None = None,
     own_clients: OwnClients | None = None,
+    make_gate: Callable[[FilterMetrics], Checks] | None = None,
     on_stage: Callable[[Stage], None] = lambda stage: None,
     wait: bool = True,
     **config: float | str,
@@ -267,7 +270,7 @@ async def fake_engine(
     with patch("launcher.ranks.supervisor.start_ranks", from_a_thread):
         fakes.frontend = Frontend(
             settings, children, on_started=lambda address, _: started.set_result(address), on_stage=on_stage,
-            after_warm_up=after_warm_up, own_clients=own_clients,
+            after_warm_up=after_warm_up, own_clients=own_clients, make_gate=make_gate,
         )  # fmt: skip
         fakes.served = asyncio.create_task(fakes.frontend.run(fakes.stop, fakes.stop_now))
         fakes.start_ranks()

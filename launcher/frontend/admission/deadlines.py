@@ -22,15 +22,23 @@ class Deadlines:
         self._refused_idle = 0  # in a row
 
     def check(
-        self, request: int, plan: Plan, timeout_s: float | None, *, idle: bool, now: float, waited_s: float = 0.0
+        self,
+        request: int,
+        plan: Plan,
+        timeout_s: float | None,
+        *,
+        idle: bool,
+        now: float,
+        waited_s: float = 0.0,
+        filter_s: float = 0.0,
     ) -> None:
         """Raise `QueueFullError` if a request, whose jobs are queued, would not be done in time.
 
         It says when to come back, or names `timeout_s` as at fault if the request's own work takes longer. idle: there
-        is no other request. waited_s: what has passed of its time.
+        is no other request. waited_s: what has passed of its time. filter_s: what filters take over a finished image.
         """
         estimate = self._scheduler.estimate(request, now)
-        expected_s = None if estimate is None else estimate.seconds
+        expected_s = None if estimate is None or estimate.seconds is None else estimate.seconds + filter_s
         if timeout_s is None or expected_s is None or waited_s + expected_s <= _MARGIN * timeout_s:
             self._refused_idle = 0
             return
@@ -39,7 +47,7 @@ class Deadlines:
             if self._refused_idle == 0:
                 return
         wait_s = max(1.0, expected_s - timeout_s)
-        alone_s = self._alone_s(plan)
+        alone_s = self._alone_s(plan) + filter_s
         if alone_s > _MARGIN * timeout_s:
             takes = f"the request takes about {_shown(alone_s)} s by itself, and its timeout_s is {timeout_s:g}"
             remedy = "give it more time, fewer steps or a smaller size"

@@ -9,7 +9,7 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from engine.errors import ArgumentError, Krea2Error, QueueFullError, error_from_code
+from engine.errors import ArgumentError, Krea2Error, ModerationBlockedError, QueueFullError, error_from_code
 from launcher.logs import log_exception
 from launcher.messages.api_keys import ANONYMOUS
 from launcher.messages.client_messages import Acknowledge, Cancel, Closing, Failed, Generate, Ping, Pong, Request
@@ -254,4 +254,5 @@ def failure(request_id: str | None, error: Krea2Error) -> Failed:
         message=error.message,
         parameter=error.parameter,
         retry_after_s=error.retry_after_s,
+        category=error.category if isinstance(error, ModerationBlockedError) else None,
     )

@@ -49,6 +49,9 @@ class Metrics:
         self.images = counter("krea2_images", "Images sent to clients")
         self._pictures = counter("krea2_encoded_pictures", "Pictures encoded, that images begin from")
         self.previews = counter("krea2_previews", "Previews sent to clients")
+        held = "Previews not sent: blocked, no filter there to check them, or filters had another of the same image"
+        self.held_previews = counter("krea2_held_previews", held, ["reason"])
+        self.filters = FilterMetrics(self._registry)
         self.restarts = counter("krea2_restarts", "Rank groups that were lost and replaced")
         reported = "Errors of GPUs in use, by number as in nvidia-smi, and Xid"
         self.gpu_errors = counter("krea2_gpu_xid_errors", reported, ["device", "xid"])
@@ -104,3 +107,30 @@ class Metrics:
             for purpose, size in purposes.items():
                 self._gauges["rank_memory_bytes"].labels(rank, purpose).set(size)
         return generate_latest(self._registry)
+
+
+class FilterMetrics:
+    """Counts what content filters do."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        what = ["filter", "kind"]
+        verdicts = (
+            "Prompts and pictures that a filter has judged, by what its scores came to: allow, log, blur or block"
+        )
+        self._verdicts = Counter("krea2_filter_verdicts", verdicts, [*what, "action"], registry=registry)
+        took = "Seconds that a filter's check took, waiting for its turn included"
+        self._seconds = Histogram("krea2_filter_seconds", took, what, buckets=_STEP_S, registry=registry)
+        failures = "Checks that a filter has failed, by why"
+        self._failures = Counter("krea2_filter_failures", failures, ["filter", "reason"], registry=registry)
+
+    def judged(self, label: str, kind: str, action: str) -> None:
+        """Count what a filter's scores of one thing came to."""
+        self._verdicts.labels(label, kind, action).inc()
+
+    def took(self, label: str, kind: str, seconds: float) -> None:
+        """Count how long a filter's check took."""
+        self._seconds.labels(label, kind).observe(seconds)
+
+    def failed(self, label: str, reason: str) -> None:
+        """Count a check that has failed."""
+        self._failures.labels(label, reason).inc()

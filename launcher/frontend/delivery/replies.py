@@ -61,8 +61,14 @@ class Replies:
         self._metrics.previews.inc()
         self._send(request.followers, "preview", preview, file, index=index)
 
-    def image(self, request: TrackedRequest, job: Job, file: bytes) -> bool:
-        """Send an image's file. Returns whether it was the last one, which ends the request."""
+    def held_preview(self, reason: str) -> None:
+        """Count a preview that is not sent, since filters blocked it, were not there, or had another one of its
+        image."""
+        self._metrics.held_previews.labels(reason).inc()
+
+    def image(self, request: TrackedRequest, job: Job, file: bytes, warnings: tuple[str, ...] = ()) -> bool:
+        """Send an image's file. warnings: of this image, beside those of its request. Returns whether it was the last
+        one, which ends the request."""
         is_last = len(request.outcome) + 1 == request.checked.num_images
         image = Image(
             request_id="",
@@ -72,7 +78,7 @@ class Replies:
             width=request.checked.answer_size[0],
             height=request.checked.answer_size[1],
             output_format=request.checked.output_format,
-            warnings=request.plan.warnings,
+            warnings=(*request.plan.warnings, *warnings),
             timings=dict(request.timings.seconds),
             attempt=request.attempt,
             explanation=request.life.explain() if is_last and request.life is not None else None,

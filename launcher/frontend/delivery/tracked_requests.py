@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from engine.step import Job, Step
 from launcher.awake import RealTimer
+from launcher.filters.checks import Judged
 from launcher.frontend.admission import followers
 from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.repeats import Repeatable
@@ -26,7 +27,8 @@ class TrackedRequest:
     """A request from its arrival until all who follow it have acknowledged the end.
 
     caller: the name of the key that it was sent with. repeatable: what a repetition is known by, which then follows it,
-    too. life: what is noted if its client asks where the time goes. A flat record of what was asked, how far it is, and
+    too. life: what is noted if its client asks where the time goes. judged: what filters said of its prompt, if there
+    are any, which took filter_prompt_s. A flat record of what was asked, how far it is, and
     what was sent, which is why it has more attributes than others.
     """
 
@@ -38,6 +40,8 @@ class TrackedRequest:
     plan: Plan
     arrived: float
     life: Life | None = None
+    judged: Judged | None = None
+    filter_prompt_s: float = 0.0
     started: bool = False
     ended: bool = False
     deaths: int = 0  # of ranks that had it in flight
@@ -53,7 +57,7 @@ class TrackedRequest:
     _told: asyncio.Event = field(default_factory=asyncio.Event)  # of steps of images that have come
 
     def __post_init__(self) -> None:
-        self.timings = Timings(self.arrived)
+        self.timings = Timings(self.arrived, self.filter_prompt_s)
         self.request_id = self.followers[0].request_id
 
     def begin(self, now: float) -> None:
@@ -84,12 +88,18 @@ class TrackedRequest:
         if not self._is_told:  # ranks answer over connections of their own
             self._told.clear()
 
-    async def written(self, job_id: int, came: float, now: float) -> None:
-        """Note that a file has been made of an image that came at `came`. Returns when something is known of where its
-        time went and, if that is asked for, all that is to be told of its life."""
-        self.timings.written(came, now)
+    def filtered(self, job_id: int, came: float, now: float) -> None:
+        """Note that filters have answered about an image that came at `came`."""
+        self.timings.filtered(came, now)
         if self.life is not None:
-            self.life.written(job_id, came, now)
+            self.life.filtered(job_id, came, now)
+
+    async def written(self, job_id: int, began: float, now: float) -> None:
+        """Note that a file has been made of an image, since `began`. Returns when something is known of where its time
+        went and, if that is asked for, all that is to be told of its life."""
+        self.timings.written(began, now)
+        if self.life is not None:
+            self.life.written(job_id, began, now)
         await self._told.wait()
 
     def start_over(self, now: float) -> None:
@@ -98,14 +108,16 @@ class TrackedRequest:
         if self.life is not None:
             self.life.start_over(now)
         self.started = False
-        self.timings = Timings(self.arrived)
+        self.timings = Timings(self.arrived, self.filter_prompt_s)
         self.steps_done = self.checked.steps * len(self.decoded)
         self.previewed = {}
 
     def is_newest(self, job: Job, attempt: int, step: int) -> bool:
-        """Note a preview of a job. Returns whether it is to be sent: one that was written slowly may come after a
-        later one, or after its attempt."""
-        is_newest = attempt == self.attempt and step > self.previewed.get(job.job_id, 0)
+        """Note a preview of a job. Returns whether it is to be sent: one that took long may come after a later one,
+        after its attempt, or after its image."""
+        index = self.plan.jobs.index(job)
+        is_sent = any(isinstance(message, Image) and message.index == index for message, _ in self.outcome)
+        is_newest = not is_sent and attempt == self.attempt and step > self.previewed.get(job.job_id, 0)
         if is_newest:
             self.previewed[job.job_id] = step
         return is_newest

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from engine.errors import Krea2Error
+from engine.errors import Krea2Error, ModerationBlockedError
 
 STATUS_OF_CODE = {
     "invalid_parameter": 400,
@@ -69,6 +69,9 @@ def error_body(error: Krea2Error, request_id: str) -> dict[str, object]:
     """Put an error into the object that clients read. request_id: as in `X-Request-ID`."""
     status = STATUS_OF_CODE.get(error.code, 500)
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    more: dict[str, object] = {}
+    if isinstance(error, ModerationBlockedError):
+        kind, more = "image_generation_user_error", {"category": error.category}  # the type is OpenAI's
     return {
         "error": {
             "message": error.message,
@@ -76,6 +79,7 @@ def error_body(error: Krea2Error, request_id: str) -> dict[str, object]:
             "param": error.parameter,
             "code": error.code,
             "request_id": request_id,
+            **more,
         }
     }
 

@@ -113,7 +113,7 @@ DRAWN: dict[str, Schema] = {
     "warnings": many(TEXT, "What was done otherwise than one may have expected, in sentences."),
     "explanation": {"type": "object", "description": "Where the time went, if the request asked for it."},
 }
-_KINDS = ("invalid_request_error", "rate_limit_error", "server_error")
+_KINDS = ("invalid_request_error", "rate_limit_error", "server_error", "image_generation_user_error")
 ERROR = object_schema(
     {
         "message": text("What is wrong, and what is allowed.", "steps must be between 1 and 200, got 5000"),

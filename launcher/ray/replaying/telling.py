@@ -60,7 +60,7 @@ class Telling:
         self._check_sense(reply)
         match reply:
             case Failed():
-                raise error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s)
+                raise error_from_code(reply.code, reply.message, reply.parameter, reply.retry_after_s, reply.category)
             case Closing():
                 raise ServerError(reply.message)
             case Image():

@@ -41,7 +41,7 @@ class _Decoded:
 
 class Life:
     """Notes what becomes of a request and its jobs. Times are seconds of one clock: when it came, when the picture that
-    it begins from was read, if it does, and when it was accepted."""
+    it begins from was read, if it does, when filters had answered, if there are any, and when it was accepted."""
 
     def __init__(
         self,
@@ -53,15 +53,18 @@ class Life:
         came: float,
         accepted: float,
         read: float | None = None,
+        filtered: float | None = None,
     ) -> None:
         self._checked, self._plan, self._floors = checked, plan, Floors(model, engine)
         self._came, self._ended = came, accepted
         self._waits_since = self._begun = accepted
         self._index = {job.job_id: index for index, job in enumerate(plan.jobs)}
         self._attempt = 1
-        self._stages = [self._stage("check", came if read is None else read, accepted)]
-        if read is not None:
-            self._stages.append(self._stage("read_picture", came, read))
+        since, self._stages = came, []
+        for name, until in (("read_picture", read), ("filter_prompt", filtered), ("check", accepted)):
+            if until is not None:
+                self._stages.append(self._stage(name, since, until))
+                since = until
         self._told: list[_Told] = []  # of this attempt, as the next
         self._decoded: list[_Decoded] = []
         self._steps_done: Counter[int] = Counter()
@@ -93,9 +96,13 @@ class Life:
         """Note that an image has come, which took the decoder `decode_s`."""
         self._decoded.append(_Decoded(self._index[job_id], decode_s, came))
 
-    def written(self, job_id: int, came: float, now: float) -> None:
-        """Note that a file has been made of an image that came at `came`."""
-        self._stages.append(self._stage("file", came, now, images=(self._index[job_id],)))
+    def filtered(self, job_id: int, came: float, now: float) -> None:
+        """Note that filters have answered about an image that came at `came`."""
+        self._stages.append(self._stage("filter_image", came, now, images=(self._index[job_id],)))
+
+    def written(self, job_id: int, began: float, now: float) -> None:
+        """Note that a file has been made of an image, since `began`: when it came, or filters had answered."""
+        self._stages.append(self._stage("file", began, now, images=(self._index[job_id],)))
         self._ended = now
 
     def start_over(self, now: float) -> None:

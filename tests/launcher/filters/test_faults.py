@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from engine.errors import FilterUnavailableError
-from launcher.filters.gate import Gate, Judged
+from launcher.filters.checks import Judged
+from launcher.filters.gate import Gate
 from launcher.filters.protocol import Picture, Prompt
 from launcher.filters.spec import read_specs
 from launcher.filters.verdicts import Finding

@@ -126,7 +126,7 @@ def test_what_ends_a_request_ends_the_reading_and_is_told_at_once(run_folder: Pa
             with pytest.raises(expected[0], match=expected[1]):
                 await call
             await until(lambda: reader.ended == [PROMPT])
-            assert not [*fakes.frontend._requests._uploads]
+            assert not [*fakes.frontend._requests._arrivals]
             assert fakes.ranks[0].steps == []
 
     run(test())
@@ -222,7 +222,7 @@ def test_a_repetition_joins_while_the_picture_is_read_unless_the_picture_is_anot
             )
             with pytest.raises(IdempotencyConflictError):
                 await other.generate(PROMPT, image=b"another", steps=2, idempotency_key="k")
-            await until(lambda: sum(len(each.followers) for each in fakes.frontend._requests._uploads) == 3)
+            await until(lambda: sum(len(each.followers) for each in fakes.frontend._requests._arrivals) == 3)
             await other.cancel("third")
             with pytest.raises(CancelledError):
                 await third

@@ -48,7 +48,7 @@ def test_silence_ends_the_requests_of_strangers_and_the_end_of_its_process_those
             await status_when(other, running=1, failed=1)
             assert b'outcome="cancelled"} 1.0' in await other.metrics()
             await asyncio.sleep(1.5)  # in which leases are looked at
-            assert (await other.status()).running == 1
+            await status_when(other, running=1, failed=1)
             await asyncio.to_thread(own.end, name)
             await status_when(other, running=0, failed=2)
             assert b'outcome="server_unavailable"} 1.0' in await other.metrics()

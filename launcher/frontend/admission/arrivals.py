@@ -1,9 +1,10 @@
-"""Keeps requests whose pictures are being read: from their arrival until they can be taken, or are refused."""
+"""Keeps requests whose pictures are read or that filters check: from their arrival until they can be taken, or are
+refused."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 from engine.errors import Krea2Error
 from launcher.awake import RealTimer
 from launcher.frontend.admission import followers
+from launcher.frontend.admission.examined import Examined
 from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.repeats import Repeatable, digest_of
 from launcher.messages.client_messages import Generate
 from launcher.messages.encoding import Files, as_krea2_error
 from launcher.pictures.prepared import PreparedPicture
 
-Read = Callable[[Generate, Mapping[str, bytes]], Coroutine[Any, Any, PreparedPicture]]
 Tell = Callable[[Follower, str, Krea2Error], None]
 Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[Any]"]
 
@@ -26,8 +27,8 @@ Spawn = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[Any]"]
 class Arrival:
     """A request that has come, and is not taken yet: who wants it, and since when by the monotonic clock.
 
-    files: its pictures by their names, as they came, until they have been read. timer: ends it after its own
-    `timeout_s`.
+    files: its pictures by their names, as they came, until they have been read, when picture_size is what they have
+    become. timer: ends it after its own `timeout_s`.
     """
 
     followers: list[Follower]
@@ -35,6 +36,7 @@ class Arrival:
     message: Generate
     came: float
     files: Files = field(default_factory=Files)
+    picture_size: int = 0
     timer: RealTimer | None = None
     ended: bool = False  # as no request is that comes
 
@@ -56,33 +58,36 @@ class Arrival:
 
     @property
     def size(self) -> int:
-        """Bytes of its files that are held."""
-        return sum(map(len, self.files.values()))
+        """Bytes of its files that are held, or of its picture."""
+        return self.picture_size + sum(map(len, self.files.values()))
+
+    def was_read(self, picture: PreparedPicture) -> None:
+        """Hold its files no longer."""
+        self.files, self.picture_size = Files(), picture.size
 
 
-class Uploads:
-    """Has the pictures of requests read, and says what came of it.
+class Arrivals:
+    """Has requests examined, and says what came of it.
 
-    on_read: hears of an arrival and its picture, on_ended of one that is not to be taken. Neither is an upload any more
-    then. tell: hears who is to be told of which error, and whose request it was.
+    on_examined: hears of an arrival and what is known of it, on_ended of one that is not to be taken. Neither is here
+    any more then. tell: hears who is to be told of which error, and whose request it was.
     """
 
     def __init__(
         self,
-        read: Read,
         spawn: Spawn,
         *,
-        on_read: Callable[[Arrival, PreparedPicture], None],
+        on_examined: Callable[[Arrival, Examined], None],
         on_ended: Callable[[Arrival], None],
         tell: Tell,
     ) -> None:
-        self._read, self._spawn = read, spawn
-        self._on_read, self._on_ended, self._tell = on_read, on_ended, tell
+        self._spawn = spawn
+        self._on_examined, self._on_ended, self._tell = on_examined, on_ended, tell
         self._arrivals: dict[Arrival, asyncio.Task[Any]] = {}
         self._followed: dict[Follower, Arrival] = {}
 
     def __iter__(self) -> Iterator[Arrival]:
-        """Go through the requests whose pictures are being read, in the order in which they came."""
+        """Go through the requests that are being examined, in the order in which they came."""
         return iter([*self._arrivals])
 
     def __len__(self) -> int:
@@ -96,10 +101,10 @@ class Uploads:
         """List the names under which a client follows any."""
         return [follower for follower in self._followed if follower.client == client]
 
-    def begin(self, arrival: Arrival) -> None:
-        """Have the pictures of a request read."""
+    def begin(self, arrival: Arrival, examine: Coroutine[Any, Any, Examined]) -> None:
+        """Have a request examined."""
         self._followed[arrival.followers[0]] = arrival
-        self._arrivals[arrival] = self._spawn(self._follow(arrival))
+        self._arrivals[arrival] = self._spawn(self._follow(arrival, examine))
 
     def join(self, arrival: Arrival, follower: Follower) -> None:
         """Let somebody else follow a request. Raises `QueueFullError` if many do already."""
@@ -129,14 +134,14 @@ class Uploads:
         for follower in arrival.followers:
             self._tell(follower, arrival.caller, error)
 
-    async def _follow(self, arrival: Arrival) -> None:
+    async def _follow(self, arrival: Arrival, examine: Coroutine[Any, Any, Examined]) -> None:
         try:
-            picture = await self._read(arrival.message, arrival.files)
+            examined = await examine
         except Exception as error:
             self.refuse(arrival, as_krea2_error(error))
         else:
             if self._end(arrival):
-                self._on_read(arrival, picture)
+                self._on_examined(arrival, examined)
 
     def _end(self, arrival: Arrival) -> bool:
         """Forget a request. Returns whether it was here."""
