@@ -29,7 +29,8 @@ _PATHS = (
     "vae",
     "tokenizer",
     "lora_dir",
-    "audit_log",
+    "c2pa_certificate",
+    "c2pa_key",
     "api_key_file",
     "images_folder",
 )
@@ -116,6 +117,8 @@ def arguments_of(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in _PATHS:
         if name in given and not (name == "model" and given[name] in DEMO_CHECKPOINTS):
             given[name] = whole_path(given[name])
+    if "audit_log" in given:
+        given["audit_log"] = os.path.abspath(given["audit_log"])  # which is made where there is none
     if "loras" in given:
         given["loras"] = tuple(map(_whole_lora, given["loras"]))
     if "filters" in given:

@@ -64,10 +64,11 @@ def test_paths_that_are_here_are_whole_in_the_file(
 ) -> None:
     (tmp_path / "turbo – ✎ \U0001f98a").symlink_to(DEMO_CHECKPOINT)
     monkeypatch.chdir(tmp_path)
-    code, stdout, _ = krea2(*CONFIG, "turbo – ✎ \U0001f98a")
+    code, stdout, _ = krea2(*CONFIG, "turbo – ✎ \U0001f98a", "--audit-log", "audit")
     assert code == 0
     (application,) = yaml.safe_load(stdout)["applications"]
     assert application["args"]["model"] == str(tmp_path / "turbo – ✎ \U0001f98a")
+    assert application["args"]["audit_log"] == str(tmp_path / "audit")
 
 
 def test_filters_are_in_the_file_with_whole_paths_and_weights_without_one_are_warned_of(
