@@ -32,7 +32,6 @@ POLICIES = {
     "promotes hate based on race, gender, ethnicity, religion, nationality, sexual orientation, disability status, "
     "age, caste or any other protected status.",
 }
-_LOGPROBS = ("yes", "no")
 _BY_SERVER = "server"  # policies=: those that the server's own template has
 _NAME, _ROUTE = "chat", "chat/completions"
 _UNSAFE = "unsafe"  # the category of what has no other
@@ -49,7 +48,7 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
         raise of_urls.wrong(_NAME, "it needs model=, the name by which the server knows the model")
     style = of_urls.one_of(_NAME, options, "style", STYLES)
     of_urls.is_yes(_NAME, options, "images")
-    of_urls.one_of(_NAME, options, "logprobs", _LOGPROBS)
+    _asks_logprobs(options)
     if "policies" in options and style != "shieldgemma":
         raise of_urls.wrong(_NAME, "policies= is for style=shieldgemma; Llama Guard's are in its server's template")
     _policies(options)
@@ -62,9 +61,10 @@ def make(value: str, options: Mapping[str, str]) -> Chat:
     kind = ChatWithPictures if of_urls.is_yes(_NAME, options, "images") else Chat
     style: Style = ShieldGemma(_policies(options)) if options.get("style") == "shieldgemma" else LlamaGuard()
     settings: dict[str, object] = {"model": options["model"], "temperature": 0, "max_tokens": _LONGEST_ANSWER}
-    if of_urls.one_of(_NAME, options, "logprobs", _LOGPROBS) == "yes":
+    if _asks_logprobs(options):
         settings |= {"logprobs": True, "top_logprobs": 5}
-    return kind(of_urls.make_service(_NAME, _ROUTE, value, options), settings, style)
+    service, negative = of_urls.make_service(_NAME, _ROUTE, value, options), of_urls.checks_negative(_NAME, options)
+    return kind(service, settings, style, negative=negative)
 
 
 class Chat(ByUrl):
@@ -74,15 +74,15 @@ class Chat(ByUrl):
     server's template says what that is.
     """
 
-    def __init__(self, service: Service, settings: Mapping[str, object], style: Style) -> None:
-        super().__init__(service)
+    def __init__(
+        self, service: Service, settings: Mapping[str, object], style: Style, *, negative: bool = True
+    ) -> None:
+        super().__init__(service, negative=negative)
         self._settings, self._style = settings, style
         self.categories = style.policies.keys() if isinstance(style, ShieldGemma) else None
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:
-        contents = [
-            [text for text in (prompt.text, prompt.negative) if text is not None and text.strip()] for prompt in prompts
-        ]
+        contents = [self._texts(prompt) for prompt in prompts]
         scores = iter(self._scores([text for texts in contents for text in texts]))
         return [_highest([next(scores) for _ in texts]) for texts in contents]
 
@@ -174,6 +174,10 @@ class ShieldGemma:
 
 
 Style = LlamaGuard | ShieldGemma
+
+
+def _asks_logprobs(options: Mapping[str, str]) -> bool:
+    return of_urls.is_yes(_NAME, options, "logprobs", default="yes")
 
 
 def _policies(options: Mapping[str, str]) -> Mapping[str, str | None]:

@@ -28,25 +28,21 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
 
 def make(value: str, options: Mapping[str, str]) -> Moderation:
     """Make the filter. Raises `ArgumentError` where there is no key in the variable that `key-env` names."""
-    return Moderation(of_urls.make_service(_NAME, _ROUTE, value, options), options.get("model"))
+    service, negative = of_urls.make_service(_NAME, _ROUTE, value, options), of_urls.checks_negative(_NAME, options)
+    return Moderation(service, options.get("model"), negative=negative)
 
 
 class Moderation(ByUrl):
     """Asks for scores by category. What the service flags has at least `_FLAGGED`, from which a category blocks where
     the operator has said nothing."""
 
-    def __init__(self, service: Service, model: str | None) -> None:
-        super().__init__(service)
+    def __init__(self, service: Service, model: str | None, *, negative: bool = True) -> None:
+        super().__init__(service, negative=negative)
         self._model = {} if model is None else {"model": model}
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:
         """Ask about all texts, several in a question; a prompt has the higher scores of its two texts."""
-        texts = [
-            (number, text)
-            for number, prompt in enumerate(prompts)
-            for text in (prompt.text, prompt.negative)
-            if text is not None and text.strip()
-        ]
+        texts = [(number, text) for number, prompt in enumerate(prompts) for text in self._texts(prompt)]
         questions = [texts[begin : begin + _MOST_TEXTS] for begin in range(0, len(texts), _MOST_TEXTS)]
         answers = self._service.ask_all([partial(self._about_texts, [text for _, text in each]) for each in questions])
         scores: list[dict[str, float]] = [{} for _ in prompts]

@@ -10,7 +10,7 @@ from engine.errors import ArgumentError
 from launcher.filters.urls.address import Address, read_address
 from launcher.filters.urls.asking import Service
 
-OPTIONS = ("model", "key-env", "connections", "insecure")
+OPTIONS = ("model", "key-env", "connections", "insecure", "negative")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _KEY = re.compile(r"[!-~]{1,4096}")
 _MOST_CONNECTIONS = 64
@@ -33,6 +33,7 @@ def check(name: str, route: str, value: str, options: Mapping[str, str]) -> Addr
         # Whoever gave the key itself here must not find it in a log.
         raise wrong(name, "key-env= must be the name of an environment variable that holds the key, not the key")
     _connections(name, options)
+    checks_negative(name, options)
     return address
 
 
@@ -46,9 +47,14 @@ def make_service(name: str, route: str, value: str, options: Mapping[str, str]) 
     return Service(address, key=key, connections=_connections(name, options))
 
 
-def is_yes(name: str, options: Mapping[str, str], key: str) -> bool:
-    """Read an option that is yes or no, no where it is not given. Raises `ArgumentError`."""
-    value = options.get(key, "no")
+def checks_negative(name: str, options: Mapping[str, str]) -> bool:
+    """Whether negative prompts are asked about, too. Raises `ArgumentError`."""
+    return is_yes(name, options, "negative", default="yes")
+
+
+def is_yes(name: str, options: Mapping[str, str], key: str, *, default: str = "no") -> bool:
+    """Read an option that is yes or no. Raises `ArgumentError`."""
+    value = options.get(key, default)
     if value not in ("yes", "no"):
         raise _must(name, f"{key}=", "yes or no", value)
     return value == "yes"

@@ -153,6 +153,13 @@ def test_pictures_are_shown_with_their_prompt_to_models_that_see(stand_in: Stand
     assert shown["image_url"]["url"].startswith("data:image/jpeg;base64,")
 
 
+def test_negative_prompts_can_be_left_out(stand_in: StandIn, made: Make) -> None:
+    stand_in.reply = lambda body: answer("unsafe\nS1" if "nude" in str(body) else "safe")
+    prompt = Prompt("a statue", "nude")
+    assert made().check_prompts([prompt]) == [{"unsafe": 0.0, "S1": 1.0}]
+    assert made(negative="no").check_prompts([prompt]) == [{"unsafe": 0.0}]
+
+
 def test_nothing_is_asked_about_blank_texts(stand_in: StandIn, made: Make) -> None:
     assert made().check_prompts([Prompt(" ", ""), Prompt("")]) == [{}, {}]
     assert stand_in.asked == []

@@ -61,6 +61,14 @@ def test_blank_texts_are_not_asked_about(stand_in: StandIn, asked: Moderation) -
     assert asked.check_prompts([]) == []
 
 
+def test_negative_prompts_can_be_left_out(stand_in: StandIn) -> None:
+    stand_in.reply = lambda body: Reply({"results": [result(hate=0.3) for _ in body["input"]]})
+    made = moderation.make(stand_in.url, {"negative": "no"})
+    made.patience_s = PATIENCE_S
+    assert made.check_prompts([Prompt("x", "y")]) == [{"hate": 0.3}]
+    assert [body["input"] for body in stand_in.asked] == [["x"]]
+
+
 def test_each_picture_is_a_question_and_large_ones_are_reduced(stand_in: StandIn, asked: Moderation) -> None:
     sent: list[np.ndarray] = []
 
