@@ -15,7 +15,6 @@ from launcher.cli.options.engine_options import check_device, model_argument
 from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
 from launcher.cli.options.serving import api_key_option, log_format_option, tell_access
 from launcher.cli.progress import LoadingProgress
-from launcher.cli.server_summary import filters_said
 from launcher.messages.api_keys import read_keys
 from launcher.messages.configs import HttpConfig
 
@@ -168,6 +167,7 @@ def _summary(
     kind = "Turbo" if model.is_distilled else "Raw"
     keys = len(http.api_keys) + len(http.file_keys)
     each = f"{engine.degrees.name}, " if engine.ranks > 1 else ""
+    from launcher.cli.server_summary import filters_said
     from launcher.requests.lora_files import parse_lora
 
     loras = [parse_lora(text).name for text in settled.args.engine.get("loras", ())]

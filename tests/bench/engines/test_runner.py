@@ -21,6 +21,7 @@ from bench.step.measuring import StepResult
 from bench.throughput import __main__ as throughput
 from engine.model.vae import VAEDecoder
 from engine.rank.rank import Rank
+from launcher.disclosure.disclosure import Disclosure
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image
 from tests.bench.engines.measured import TINY
@@ -165,7 +166,8 @@ def test_files_are_those_of_the_server(output_format: str) -> None:
         loras=(),
         warnings=(),
     )
-    assert encode_file(rgb, 32, output_format) == encode_image(rgb, request, seed=0)
+    bare = Disclosure(xmp=False)
+    assert encode_file(rgb, 32, output_format) == encode_image(rgb, request, seed=0, disclosure=bare)
 
 
 def test_the_benchmarks_need_neither_the_server_nor_a_peer_nor_pillow() -> None:
