@@ -130,6 +130,7 @@ class Gate:
         """End all processes. Whoever waits hears that nothing could be checked."""
         for each in self._filters:
             each.close()
+        self._up.set()  # for those who wait for filters that will not be up
 
     async def _start_one(self, workers: Workers) -> None:
         try:

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.errors import FilterUnavailableError
+from engine.errors import FilterUnavailableError, LaunchError
 from launcher.filters.checks import Judged
 from launcher.filters.gate import Gate
 from launcher.filters.protocol import Picture, Prompt
@@ -212,6 +212,18 @@ def test_whoever_waits_when_the_server_stops_hears_it(tmp_path: Path) -> None:
             for each in (check, waits, gate.check_prompt(Prompt("a dog"))):
                 with pytest.raises(FilterUnavailableError):
                     await each
+
+    run(main())
+
+
+def test_whoever_waits_for_filters_that_do_not_come_up_hears_it() -> None:
+    async def main() -> None:
+        gate = Gate(read_specs([f"{STAND_IN},fails=raise"]), fail_open=False)
+        check = asyncio.ensure_future(gate.check_prompt(Prompt("a cat")))
+        with pytest.raises(LaunchError):
+            await gate.start()
+        with pytest.raises(FilterUnavailableError):
+            await check
 
     run(main())
 
