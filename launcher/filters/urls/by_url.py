@@ -19,6 +19,7 @@ class ByUrl:
 
     @property
     def patience_s(self) -> float:
+        """Seconds that a call may take."""
         return self._service.timeout_s / _OWN_SHARE
 
     @patience_s.setter
