@@ -41,6 +41,25 @@ def test_the_stages_of_one_image_add_up_whatever_it_waits_for() -> None:
     assert timings.seconds["total"] == sum(in_stages(timings).values()) == 31.75
 
 
+def test_what_filters_take_is_part_of_no_wait() -> None:
+    timings = Timings(arrived=10.0, filter_prompt_s=0.5)
+    timings.begin(11.0)
+    timings.stepped([7], StepTimes(encode_s=0.5, denoise_s=1.0), 12.5, encoded=True)
+    timings.decoded(7, 1.0, 13.5)
+    timings.filtered(13.5, 15.5)
+    timings.written(15.5, 15.75)
+    assert in_stages(timings) == {
+        "filter_prompt": 0.5,
+        "queue": 0.5,
+        "encode_text": 0.5,
+        "denoise": 1.0,
+        "decode": 1.0,
+        "filter_image": 2.0,
+        "file": 0.25,
+    }
+    assert timings.seconds["total"] == sum(in_stages(timings).values()) == 5.75
+
+
 def test_a_picture_counts_where_it_is_encoded_for_the_request_and_is_a_wait_where_it_is_another_s() -> None:
     times = StepTimes(encode_s=0.5, picture_s=2.0, denoise_s=1.0)
     for pictured, stages in ((True, {"encode_picture": 2.0}), (False, {"denoise_queue": 2.0})):

@@ -60,7 +60,10 @@ class FakeGate:
         await self._wait("prompt")
         if WORD in prompt.text:
             raise blocked_error((Finding("fake", "prompt", BLOCK, "words", 1.0),), "prompt")
-        return self._judge(uploads[0]) if uploads else Judged()
+        for upload in uploads:
+            if (judged := self._judge(upload)).action == BLOCK:
+                raise blocked_error(judged.findings, "image")
+        return Judged()
 
     async def check_image(self, picture: Picture, *, moderation: str) -> Judged:
         self.pictures.append(picture)

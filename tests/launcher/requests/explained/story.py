@@ -33,14 +33,22 @@ class Story:
     """A life, and its jobs, which are 0 to the number of images."""
 
     def __init__(
-        self, *, ranks: int = 1, steps: int = 2, num_images: int = 1, pictured: bool = False, **fields: float
+        self,
+        *,
+        ranks: int = 1,
+        steps: int = 2,
+        num_images: int = 1,
+        pictured: bool = False,
+        filtered: float | None = None,
+        **fields: float,
     ) -> None:
         asked = Generate(request_id="r", prompt="", steps=steps or 1, num_images=num_images, **fields)  # type: ignore[arg-type]
         picture = PreparedPicture((128, 128), Pixels(128, 128, bytes(128 * 128 * 3))) if pictured else None
         checked = replace(check(asked, DEMO, Limits(), drawn_seed=0), steps=steps, picture=picture)
         self.plan = make_plan(checked, DEMO, lambda _: Prompt((1,) * TOKENS, cut=False), itertools.count(), {})
         read = 10.25 if pictured else None
-        self.life = Life(checked, self.plan, DEMO, EngineConfig(tp=ranks), came=10.0, accepted=10.5, read=read)
+        times = {"came": 10.0, "accepted": 10.5, "read": read, "filtered": filtered}
+        self.life = Life(checked, self.plan, DEMO, EngineConfig(tp=ranks), **times)  # type: ignore[arg-type]
 
     def step(
         self,

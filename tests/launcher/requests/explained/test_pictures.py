@@ -77,3 +77,26 @@ def test_a_picture_that_is_only_encoded_and_decoded_has_a_whole_life(late: bool)
         "decode": 0.5,
         "file": 0.25,
     }
+
+
+@pytest.mark.parametrize("pictured", [False, True])
+def test_what_filters_take_has_rows_of_its_own(pictured: bool) -> None:
+    story = Story(pictured=pictured, filtered=10.375)
+    story.life.begin(11.0)
+    times = StepTimes(0.5, 1.0, picture_s=0.0)
+    story.step(0, (12.5, times), sent=11.0, starts=(0,))
+    story.step(1, (13.5, StepTimes(0.0, 1.0)), sent=12.5)
+    story.life.decoded(0, 0.5, 14.0)
+    story.life.filtered(0, 14.0, 16.0)
+    story.life.written(0, 16.0, 16.25)
+    told = story.explain()
+    before = {"read_picture": 0.25, "filter_prompt": 0.125} if pictured else {"filter_prompt": 0.375}
+    assert {name: parts(told).get(name) for name in (*before, "check", "filter_image", "file")} == {
+        **before,
+        "check": 0.125,
+        "filter_image": 2.0,
+        "file": 0.25,
+    }
+    shown = str(ResultExplanation("r", told))
+    assert "filters, of the prompt" in shown
+    assert "filters, of images" in shown
