@@ -115,9 +115,11 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.filters": _CHILDREN,
     "launcher.filters.urls": {"launcher.filters"},
+    "launcher.filters.built_in.word_list": set(),
     "launcher.filters.built_in": {
         "launcher.filters",
         "launcher.filters.urls",
+        "launcher.filters.built_in.word_list",
         "launcher.hub",
         "launcher.logs",
         "launcher.threads",

@@ -13,6 +13,7 @@ BENCH_FLOORS: dict[str, set[str]] = {
     **dict.fromkeys(("bench.scaling", "bench.serve", "bench.step", "bench.throughput"), _SHARED),
     "bench.cluster.simulation": _SHARED,
     "bench.cluster": {*_SHARED, "bench.serve", "bench.cluster.simulation"},
+    "bench.words": {*_SHARED, "bench.serve"},
     "bench.fidelity": {*_SHARED, "bench.kernels"},
     "bench.summary": {*_SHARED, "bench.report"},
     "bench.verify.subject": _SHARED,
