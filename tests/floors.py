@@ -136,6 +136,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.frontend.delivery": {
         *_CHILDREN,
+        "launcher.audit",
         "launcher.disclosure",
         "launcher.filters",
         "launcher.requests",
@@ -144,6 +145,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
     },
     "launcher.frontend": {
         *_CHILDREN,
+        "launcher.audit",
         "launcher.disclosure",
         "launcher.filters",
         "launcher.pictures",

@@ -21,6 +21,7 @@ import engine
 from engine.checkpoint.checkpoint_files import CheckpointFiles
 from engine.errors import CancelledError, Krea2Error, ServerError
 from engine.step import Step
+from launcher.audit.trail import Trail
 from launcher.filters.checks import Checks
 from launcher.frontend.admission import key_files
 from launcher.frontend.delivery.clients import Clients
@@ -60,7 +61,7 @@ class Frontend:
     filters, if there are any, of who hears of them. To be made in the event loop that it runs in. Raises
     `CheckpointError` for a bad tokenizer or config, `LoraError` for a bad LoRA, and `LaunchError` if the address cannot
     be used. Whoever makes one is to `run` it, which closes its sockets. An attribute for each part, so that there are
-    16.
+    17.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Frontend:
         self._tasks: set[asyncio.Task[object]] = set()
         self._metrics = Metrics()
         self._gate = None if make_gate is None else make_gate(self._metrics.filters)
+        self._trail = Trail.of(config, self._metrics.audited)
         address = config.rpc or f"ipc://{config.run_folder}/clients"
         keys = None if config.rpc_keys is None else ServerKeys.load(config.rpc_keys)
         job_ids = itertools.count()
@@ -114,8 +116,9 @@ class Frontend:
             made_with=MadeWith(config.engine, checkpoint),
         )  # fmt: skip
         self._requests = LiveRequests(
-            config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn, self._gate
-        )
+            config, model, tokenizer, job_ids, self._replies, self._dispatcher, self._loras, self._spawn, self._gate,
+            self._trail,
+        )  # fmt: skip
         self._reports = StatusReports(
             config, self._metrics, self._clients, self._dispatcher, self._loras, self._requests, self._replies,
             self._gate,
@@ -149,6 +152,8 @@ class Frontend:
             self._clients.close(reason)
             if self._gate is not None:
                 self._gate.close()
+            if self._trail is not None:
+                self._trail.close()
             supervisor.close()
             for task in self._tasks:
                 task.cancel()

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from engine import errors
 from engine.config.model_config import ModelConfig
+from launcher.audit.trail import Trail
 from launcher.awake import RealTimer
 from launcher.filters.checks import Checks
 from launcher.filters.protocol import Prompt
@@ -41,8 +42,8 @@ _MOST_PICTURE_BYTES = 2**30  # of the pictures of all requests, from their arriv
 class Intake:
     """Makes tracked requests of messages. requests: those that are there. on_taken hears of each that there is now.
     arrivals: requests that are being examined; `tell` hears whom to tell that one is refused after all. gate: the
-    filters of prompts and pictures, if there are any. repeats: requests that are known by their keys. More attributes
-    than others: all by which a request is judged."""
+    filters of prompts and pictures, if there are any; trail: writes down what they refuse. repeats: requests that are
+    known by their keys. More attributes than others: all by which a request is judged."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Intake:
         allowances: Allowances,
         spawn: Spawn,
         gate: Checks | None,
+        trail: Trail | None,
         *,
         on_taken: Callable[[TrackedRequest], None],
         tell: Tell,
@@ -65,7 +67,7 @@ class Intake:
         self._dispatcher, self._loras, self._requests = dispatcher, loras, requests
         self._deadlines, self._allowances = Deadlines(dispatcher.scheduler), allowances
         self._on_taken, self._reader = on_taken, PictureReader()
-        self._gate = gate
+        self._gate, self._trail = gate, trail
         self.arrivals = Arrivals(spawn, on_examined=self._examined, on_ended=self._arrival_ended, tell=tell)
         self.repeats: Repeats[TrackedRequest | Arrival] = Repeats()
 
@@ -123,7 +125,12 @@ class Intake:
         if self._gate is not None:
             prompt = Prompt(checked.prompt, checked.negative_prompt or None)
             uploads = [] if picture is None else list(uploads_of(picture, checked.prompt))
-            judged = await self._gate.check_prompt(prompt, uploads, moderation=checked.moderation)
+            try:
+                judged = await self._gate.check_prompt(prompt, uploads, moderation=checked.moderation)
+            except errors.ModerationBlockedError as error:
+                if self._trail is not None:
+                    await self._trail.refused(arrival.request_id, arrival.caller, checked, error)
+                raise
             filtered = time.monotonic()
         return Examined(picture, judged, read, filtered)
 

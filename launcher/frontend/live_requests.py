@@ -14,6 +14,7 @@ from engine import errors
 from engine.config.model_config import ModelConfig
 from engine.scheduling.outlook import Estimate
 from engine.step import Step
+from launcher.audit.trail import Trail
 from launcher.awake import RealTimer
 from launcher.disclosure.disclosure import Disclosure
 from launcher.filters.checks import Checks
@@ -54,6 +55,7 @@ class LiveRequests:
         loras: LoraService,
         spawn: Spawn,
         gate: Checks | None = None,
+        trail: Trail | None = None,
     ) -> None:
         self._config, self._gate = config, gate
         self._replies, self._dispatcher, self._loras = replies, dispatcher, loras
@@ -61,13 +63,13 @@ class LiveRequests:
         self._requests = TrackedRequests()
         self.allowances = Allowances(config.limits.max_queue, config.key_limits)
         self._intake = Intake(
-            config, model, tokenizer, job_ids, dispatcher, loras, self._requests, self.allowances, spawn, gate,
+            config, model, tokenizer, job_ids, dispatcher, loras, self._requests, self.allowances, spawn, gate, trail,
             on_taken=self._taken,
             tell=lambda follower, caller, error: self.give_up(*follower, caller, error),
         )  # fmt: skip
         self._arrivals = self._intake.arrivals
         self._finishing = Finishing(
-            replies, spawn, gate, Disclosure.of(config.disclosure),
+            replies, spawn, gate, Disclosure.of(config.disclosure), trail,
             made_with=loras.made_with, fail=self._fail, on_done=lambda request: self._end(request, None),
         )  # fmt: skip
 

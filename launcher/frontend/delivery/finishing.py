@@ -11,25 +11,28 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from engine.errors import FilterUnavailableError, Krea2Error, ModerationBlockedError
+from engine.errors import FilterUnavailableError, Krea2Error, ModerationBlockedError, ServerError
 from engine.step import Job
+from launcher.audit.trail import Trail
 from launcher.disclosure.disclosure import Disclosure
 from launcher.filters.checks import Checks, Judged
 from launcher.filters.protocol import Picture
-from launcher.filters.verdicts import BLOCK, BLUR, blocked_error
+from launcher.filters.verdicts import BLOCK, BLUR, blocked_error, strictest
 from launcher.frontend.admission.arrivals import Spawn
 from launcher.frontend.delivery.replies import Replies
 from launcher.frontend.delivery.tracked_requests import TrackedRequest
 from launcher.logs import log_exception
 from launcher.messages.encoding import describe
 from launcher.messages.rank_messages import Decoded, Previewed
+from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image, encode_preview, finish_image, finish_preview, in_thread
 
 
 class Finishing:
     """Writes images and previews as files, in threads, and hands them to `replies`.
 
-    gate: the filters that judge pixels as they would leave, before they are a file; None where there are none.
+    gate: the filters that judge pixels as they would leave, before they are a file; None where there are none. trail:
+    writes down what leaves and what is held back; None where nothing does.
     made_with: what files say beside their request, by its number; disclosure: what they say in any case. fail: ends a
     request with an error. on_done: hears of a request whose last image has been sent.
     """
@@ -40,13 +43,14 @@ class Finishing:
         spawn: Spawn,
         gate: Checks | None,
         disclosure: Disclosure,
+        trail: Trail | None,
         *,
         made_with: Callable[[int], Mapping[str, Any]],
         fail: Callable[[TrackedRequest, Krea2Error], None],
         on_done: Callable[[TrackedRequest], None],
     ) -> None:
         self._replies, self._spawn, self._gate, self._made_with = replies, spawn, gate, made_with
-        self._disclosure, self._fail, self._on_done = disclosure, fail, on_done
+        self._disclosure, self._trail, self._fail, self._on_done = disclosure, trail, fail, on_done
         self._tasks: defaultdict[TrackedRequest, set[asyncio.Task[Any]]] = defaultdict(set)  # that filters may hold up
         self._previewing: set[int] = set()  # jobs of which filters have a preview
 
@@ -59,13 +63,12 @@ class Finishing:
     def preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
         """Send a preview that has come, when filters let it pass and its file is written, unless a later one has gone
         by then. One that comes while filters have another of its image is left out."""
-        if self._gate is None or not self._gate.checks_images:
-            self._begin(request, self._send_preview(request, job, previewed, rgb))
-        elif job.job_id in self._previewing:
-            self._replies.held_preview("busy")
-        else:
+        if self._gate is not None and self._gate.checks_images:
+            if job.job_id in self._previewing:
+                self._replies.held_preview("busy")
+                return
             self._previewing.add(job.job_id)
-            self._begin(request, self._send_checked_preview(self._gate, request, job, previewed, rgb))
+        self._begin(request, self._send_preview(request, job, previewed, rgb))
 
     def forget(self, request: TrackedRequest) -> None:
         """Ask filters no more about the pictures of a request that has ended."""
@@ -82,17 +85,35 @@ class Finishing:
     # ---- images
 
     async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:
-        began, judged = came, None
+        began, judged, checked = came, None, request.checked
         try:
-            checked, said = request.checked, self._made_with(request.number)
+            said = self._made_with(request.number)
+            if is_joined := checked.picture is not None and self._looks:
+                join = partial(finish_image, width=checked.width, height=checked.height, picture=checked.picture)
+                rgb = await in_thread(checked.pixels, join, rgb)
             if self._gate is not None and self._gate.checks_images:
-                rgb, judged = await self._judge_image(self._gate, request, rgb)
+                judged = await self._judge_image(self._gate, checked, rgb)
+                rgb = rgb if judged.rgb is None else judged.rgb
                 began = time.monotonic()
                 request.filtered(job.job_id, came, began)
-            finished = judged is not None
-            write = partial(encode_image, seed=job.seed, made_with=said, disclosure=self._disclosure, finished=finished)
+            write = partial(
+                encode_image, seed=job.seed, made_with=said, disclosure=self._disclosure, finished=is_joined
+            )
             file = await in_thread(checked.pixels, write, rgb, checked)
+            if self._trail is not None:
+                await self._trail.image(
+                    request.request_id, request.caller, checked, checked.answer_size, rgb, file,
+                    **_found(request.judged, judged), **_which(request, job), format=checked.output_format,
+                )  # fmt: skip
         except (ModerationBlockedError, FilterUnavailableError) as error:
+            if self._trail is not None:
+                await self._trail.refused(
+                    request.request_id, request.caller, checked, error, (checked.answer_size, rgb),
+                    **_which(request, job),
+                )  # fmt: skip
+            self._fail(request, error)
+            return
+        except ServerError as error:  # its line cannot be written
             self._fail(request, error)
             return
         except Exception as error:
@@ -105,13 +126,8 @@ class Finishing:
         if self._replies.image(request, job, file, () if judged is None else judged.warnings):
             self._on_done(request)
 
-    async def _judge_image(self, gate: Checks, request: TrackedRequest, rgb: bytes) -> tuple[bytes, Judged]:
-        """Have filters judge an image as it would leave. Returns the pixels that may. Raises what filters do, and
-        `ModerationBlockedError`."""
-        checked = request.checked
-        if checked.picture is not None:
-            join = partial(finish_image, width=checked.width, height=checked.height, picture=checked.picture)
-            rgb = await in_thread(checked.pixels, join, rgb)
+    async def _judge_image(self, gate: Checks, checked: CheckedRequest, rgb: bytes) -> Judged:
+        """Have filters judge an image as it would leave. Raises what filters do, and `ModerationBlockedError`."""
         picture = Picture(*checked.answer_size, rgb, "image", checked.prompt)
         judged = await gate.check_image(picture, moderation=checked.moderation)
         if judged.action == BLOCK:
@@ -120,29 +136,27 @@ class Finishing:
             found = next(finding for finding in judged.findings if finding.action == BLUR)
             told = f"the image was blurred by this server's content filter {found.filter} ({found.category})"
             judged = replace(judged, warnings=(*judged.warnings, told))
-        return (rgb if judged.rgb is None else judged.rgb), judged
+        return judged
+
+    @property
+    def _looks(self) -> bool:
+        """Whether anybody looks at pictures as they leave."""
+        return self._trail is not None or (self._gate is not None and self._gate.checks_images)
 
     # ---- previews
 
     async def _send_preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
-        attempt, picture = request.attempt, request.checked.picture
-        write = partial(encode_preview, picture=picture, disclosure=self._disclosure)
-        file = await in_thread(len(rgb) // 3, write, rgb, previewed.width, previewed.height)
-        if not request.ended and request.is_newest(job, attempt, previewed.step):
-            self._replies.preview(request, job, previewed, file)
-
-    async def _send_checked_preview(
-        self, gate: Checks, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes
-    ) -> None:
         """Send a preview if filters let it pass. If they block it, or do not answer, it is held back: the image
         decides."""
-        attempt, checked, width, height = request.attempt, request.checked, previewed.width, previewed.height
+        attempt, checked, judged = request.attempt, request.checked, None
+        width, height = previewed.width, previewed.height
         try:
-            if checked.picture is not None:
+            if is_joined := checked.picture is not None and self._looks:
+                assert checked.picture is not None
                 rgb, width, height = await in_thread(len(rgb) // 3, finish_preview, rgb, width, height, checked.picture)
-            judged = await gate.check_image(
-                Picture(width, height, rgb, "preview", checked.prompt), moderation=checked.moderation
-            )
+            if self._gate is not None and self._gate.checks_images:
+                picture = Picture(width, height, rgb, "preview", checked.prompt)
+                judged = await self._gate.check_image(picture, moderation=checked.moderation)
         except FilterUnavailableError:
             self._replies.held_preview("unavailable")
             return
@@ -151,10 +165,32 @@ class Finishing:
             return
         finally:
             self._previewing.discard(job.job_id)
-        if judged.action == BLOCK:
+        if judged is not None and judged.action == BLOCK:
             self._replies.held_preview("blocked")
             return
-        write = partial(encode_preview, picture=checked.picture, disclosure=self._disclosure, finished=True)
-        file = await in_thread(width * height, write, rgb if judged.rgb is None else judged.rgb, width, height)
+        if judged is not None and judged.rgb is not None:
+            rgb = judged.rgb
+        write = partial(encode_preview, picture=checked.picture, disclosure=self._disclosure, finished=is_joined)
+        file = await in_thread(width * height, write, rgb, width, height)
+        if self._trail is not None:
+            try:
+                await self._trail.image(
+                    request.request_id, request.caller, checked, (width, height), rgb, file, event="preview",
+                    step=previewed.step, **_found(judged), **_which(request, job), format="jpeg",
+                )  # fmt: skip
+            except ServerError:
+                self._replies.held_preview("unaudited")
+                return
         if not request.ended and request.is_newest(job, attempt, previewed.step):
             self._replies.preview(request, job, previewed, file)
+
+
+def _which(request: TrackedRequest, job: Job) -> dict[str, Any]:
+    """Say which of a request's images it is."""
+    return {"index": request.plan.jobs.index(job), "seed": job.seed}
+
+
+def _found(*judged: Judged | None) -> dict[str, Any]:
+    """Put together what filters found, of a prompt and of an image."""
+    findings = [finding for each in judged if each is not None for finding in each.findings]
+    return {"findings": findings, "action": strictest(findings)}

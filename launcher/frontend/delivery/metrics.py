@@ -52,6 +52,9 @@ class Metrics:
         held = "Previews not sent: blocked, no filter there to check them, or filters had another of the same image"
         self.held_previews = counter("krea2_held_previews", held, ["reason"])
         self.filters = FilterMetrics(self._registry)
+        lines = "Lines of the audit log, by what they tell: image, preview, held, refused"
+        self._audit_lines = counter("krea2_audit_lines", lines, ["event"])
+        self._audit_failures = counter("krea2_audit_failures", "Lines of the audit log that could not be written")
         self.restarts = counter("krea2_restarts", "Rank groups that were lost and replaced")
         reported = "Errors of GPUs in use, by number as in nvidia-smi, and Xid"
         self.gpu_errors = counter("krea2_gpu_xid_errors", reported, ["device", "xid"])
@@ -90,6 +93,13 @@ class Metrics:
             self._keys.add(caller)
         self._requests.labels(outcome).inc()
         self._key_requests.labels(caller if caller in self._keys else "other", outcome).inc()
+
+    def audited(self, event: str) -> None:
+        """Count a line of the audit log by its event, or one that `failed`."""
+        if event == "failed":
+            self._audit_failures.inc()
+        else:
+            self._audit_lines.labels(event).inc()
 
     def count_stages(self, timings: dict[str, float]) -> None:
         """Count how long a request that has all its images spent in each stage, in seconds."""
