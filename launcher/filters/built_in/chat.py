@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from launcher.filters.protocol import Picture, Prompt, Scores, Unavailable
+from launcher.filters.protocol import Picture, Prompt, Scores
 from launcher.filters.urls import options as of_urls
-from launcher.filters.urls.asking import Service
-from launcher.filters.urls.by_url import ByUrl
+from launcher.filters.urls.asking import Service, WrongServiceError
+from launcher.filters.urls.by_url import ByUrl, try_out
 from launcher.filters.urls.data_urls import as_data_url
 
 OPTIONS = (*of_urls.OPTIONS, "style", "images", "policies", "logprobs")
@@ -56,7 +56,8 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
 
 
 def make(value: str, options: Mapping[str, str]) -> Chat:
-    """Make the filter. Raises `ArgumentError` where there is no key in the variable that `key-env` names."""
+    """Make the filter, and try it out. Raises `ArgumentError` where the variable that `key-env` names has no key, and
+    where the service is another one than the options say."""
     check_options(value, options)
     kind = ChatWithPictures if of_urls.is_yes(_NAME, options, "images") else Chat
     style: Style = ShieldGemma(_policies(options)) if options.get("style") == "shieldgemma" else LlamaGuard()
@@ -64,7 +65,9 @@ def make(value: str, options: Mapping[str, str]) -> Chat:
     if _asks_logprobs(options):
         settings |= {"logprobs": True, "top_logprobs": 5}
     service, negative = of_urls.make_service(_NAME, _ROUTE, value, options), of_urls.checks_negative(_NAME, options)
-    return kind(service, settings, style, negative=negative)
+    made = kind(service, settings, style, negative=negative)
+    try_out(_NAME, made.check_prompts)
+    return made
 
 
 class Chat(ByUrl):
@@ -118,18 +121,18 @@ class _Answer:
 
     @classmethod
     def read(cls, answer: Any) -> _Answer:
-        """Read a chat completion. Raises `Unavailable`."""
+        """Read a chat completion. Raises `WrongServiceError`."""
         try:
             choice = answer["choices"][0]
             text = choice["message"]["content"]
         except (LookupError, TypeError):
             text = None
         if not isinstance(text, str):
-            raise Unavailable("the chat service answered without the text of a message")
+            raise WrongServiceError("the chat service answered without the text of a message")
         try:
             return cls(text.strip(), _candidates(choice.get("logprobs")))
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
-            raise Unavailable("the chat service answered with logprobs that cannot be read") from None
+            raise WrongServiceError("the chat service answered with logprobs that cannot be read") from None
 
     def probability(self, yes: str, no: str) -> float | None:
         """How likely the answer `yes` is, of these two, by the beginnings of them that are tokens. None if unknown."""
@@ -155,7 +158,9 @@ class LlamaGuard:
             case "unsafe":
                 codes = [code for code in re.split(r"[,\s]+", " ".join(rest[:1])) if _CODE.fullmatch(code)]
                 return dict.fromkeys(codes[:_MOST_CODES] or [category], _at_least_found(chance))
-        raise Unavailable("the chat model answered neither safe nor unsafe: look at style= and the server's template")
+        raise WrongServiceError(
+            "the chat model answered neither safe nor unsafe: look at style= and the server's template"
+        )
 
 
 class ShieldGemma:
@@ -168,7 +173,9 @@ class ShieldGemma:
         """The score of the policy's category: how likely Yes was, of Yes and No."""
         verdict = re.match(r"[\W_]*(yes|no)\b", answer.text, re.IGNORECASE)
         if verdict is None:
-            raise Unavailable("the chat model answered neither Yes nor No: look at style= and the server's template")
+            raise WrongServiceError(
+                "the chat model answered neither Yes nor No: look at style= and the server's template"
+            )
         chance = answer.probability("yes", "no")
         return {category: _at_least_found(chance) if verdict[1].casefold() == "yes" else chance or 0.0}
 

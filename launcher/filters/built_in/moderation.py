@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from launcher.filters.protocol import Picture, Prompt, Scores, Unavailable
+from launcher.filters.protocol import Picture, Prompt, Scores
 from launcher.filters.urls import options as of_urls
-from launcher.filters.urls.asking import Service
-from launcher.filters.urls.by_url import ByUrl
+from launcher.filters.urls.asking import Service, WrongServiceError
+from launcher.filters.urls.by_url import ByUrl, try_out
 from launcher.filters.urls.data_urls import as_data_url
 
 OPTIONS = of_urls.OPTIONS
@@ -27,9 +27,12 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
 
 
 def make(value: str, options: Mapping[str, str]) -> Moderation:
-    """Make the filter. Raises `ArgumentError` where there is no key in the variable that `key-env` names."""
+    """Make the filter, and try it out. Raises `ArgumentError` where the variable that `key-env` names has no key, and
+    where the service is another one than the options say."""
     service, negative = of_urls.make_service(_NAME, _ROUTE, value, options), of_urls.checks_negative(_NAME, options)
-    return Moderation(service, options.get("model"), negative=negative)
+    made = Moderation(service, options.get("model"), negative=negative)
+    try_out(_NAME, made.check_prompts)
+    return made
 
 
 class Moderation(ByUrl):
@@ -66,7 +69,7 @@ class Moderation(ByUrl):
 def _results(answer: Any, count: int) -> list[Any]:
     results = answer.get("results") if isinstance(answer, dict) else None
     if not isinstance(results, list) or len(results) != count:
-        raise Unavailable(f"the moderation service answered without a list of {count} results")
+        raise WrongServiceError(f"the moderation service answered without a list of {count} results")
     return results
 
 
@@ -111,5 +114,7 @@ def _add(scores: dict[str, float], others: Scores) -> None:
         scores[category] = max(score, scores.get(category, 0.0))
 
 
-def _garbage() -> Unavailable:
-    return Unavailable("the moderation service answered with a result that has no categories and scores from 0 to 1")
+def _garbage() -> WrongServiceError:
+    return WrongServiceError(
+        "the moderation service answered with a result that has no categories and scores from 0 to 1"
+    )

@@ -25,8 +25,13 @@ MOST_BYTES = 1 << 20  # of an answer
 _LIMITS = JsonLimits(values=20_000, depth=32, key=256, string=1 << 19)
 _TRIES = 3  # of a question that the service may answer in a moment
 _PASSING = {408, 425, 429, 500, 502, 503, 504, 529}  # statuses of such a moment
+_WRONG = {401, 403, 404, 405}
 _LONGEST_PAUSE_S = 60.0
 _REASON = re.compile(r"[A-Za-z][\w.-]{0,59}")
+
+
+class WrongServiceError(Unavailable):
+    """A service is not what its URL and the options say, or does not take the key: to ask again does not help."""
 
 
 class _PassingError(Unavailable):
@@ -183,25 +188,27 @@ class Service:
         try:
             return read_json(content, _LIMITS)
         except ValueError:
-            raise Unavailable(f"{self._address} answered what is no JSON, or has too many parts") from None
+            raise WrongServiceError(f"{self._address} answered what is no JSON, or has too many parts") from None
 
     def _refused(self, response: HTTPResponse, content: bytes) -> Unavailable:
         """Say why a service refuses. Of its answer only codes are shown: texts may repeat what was asked."""
         status = response.status
         if 300 <= status < 400:
-            return Unavailable(f"{self._address} answered {status}, which is not followed: give the URL that answers")
+            return WrongServiceError(
+                f"{self._address} answered {status}, which is not followed: give the URL that answers"
+            )
         told = f"{self._address} answered {status}{_reason(content)}"
         if status in (401, 403):
             told += ": look at the key that key-env names"
         if status in _PASSING:
             return _PassingError(told, _seconds(response.headers.get("Retry-After")))
-        return Unavailable(told)
+        return WrongServiceError(told) if status in _WRONG else Unavailable(told)
 
     def _failed(self, error: Exception) -> Unavailable:
         if isinstance(error, TimeoutError):
             return Unavailable(f"{self._address} did not answer within {self.timeout_s:g} s")
         if isinstance(error, ssl.SSLCertVerificationError):
-            return Unavailable(f"the certificate of {self._address} is not trusted here: {error.verify_message}")
+            return WrongServiceError(f"the certificate of {self._address} is not trusted here: {error.verify_message}")
         reason = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
         return _PassingError(f"{self._address} cannot be asked: {reason}")
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from launcher.filters.protocol import Prompt
-from launcher.filters.urls.asking import Service
+import sys
+from collections.abc import Callable, Sequence
 
+from launcher.filters.protocol import Prompt, Scores, Unavailable
+from launcher.filters.urls.asking import Service, WrongServiceError
+from launcher.filters.urls.options import wrong
+
+_HARMLESS = Prompt("a cat")
 _OWN_SHARE = 0.9  # of the time for a call: to say what went wrong before the process is taken to hang
 
 
@@ -30,3 +35,14 @@ class ByUrl:
         """What is to be asked about of a prompt: no blank text, which has nothing in it, and which services refuse."""
         texts = (prompt.text, prompt.negative) if self._negative else (prompt.text,)
         return [text for text in texts if text is not None and text.strip()]
+
+
+def try_out(name: str, check_prompts: Callable[[Sequence[Prompt]], Sequence[Scores]]) -> None:
+    """Ask the service of the filter `name` once. Raises `ArgumentError` if it is another one than the options say; one
+    that does not answer now may when it is needed, and only the log says so."""
+    try:
+        check_prompts([_HARMLESS])
+    except WrongServiceError as error:
+        raise wrong(name, str(error)) from None
+    except Unavailable as error:
+        print(f"filter {name}: {error}; it is asked again for each check", file=sys.stderr)

@@ -33,9 +33,18 @@ class StandIn:
         self.asked: list[Any] = []
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.connections: set[tuple[str, int]] = set()
-        self.reply: Callable[[Any], Reply] = lambda body: Reply({})
+        self.reply: Callable[[Any], Reply] = lambda body: Reply({}, 400)
         self.ended = threading.Event()
         self.url = ""
+
+    @contextmanager
+    def tried_out(self, answer: Reply) -> Iterator[None]:
+        """Give an answer to all that is asked meanwhile, and keep nothing of that."""
+        reply, self.reply = self.reply, lambda body: answer
+        before = len(self.asked)
+        yield
+        self.reply = reply
+        del self.asked[before:], self.requests[before:]
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 from engine.errors import ArgumentError
 from launcher.filters.built_in import chat, moderation
 from launcher.filters.urls.address import read_address
+from tests.launcher.filters.urls.stand_in import StandIn
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_url_must_be_given() -> None:
         moderation.check_options("", {})
 
 
-def test_the_key_must_be_in_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_must_be_in_its_variable(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"key-env": "GUARD_KEY"}
     moderation.check_options("https://example.com", options)  # the key is on the machine where the filter runs
     for value in ("", " ", "sk-a b", "sk-ü", "a\r\nX: b"):
@@ -94,6 +95,8 @@ def test_the_key_must_be_in_its_variable(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(
             ArgumentError, match=r"variable GUARD_KEY, which key-env= names, is not set or holds no key$"
         ):
-            moderation.make("https://example.com", options)
+            moderation.make(stand_in.url, options)
+    assert stand_in.requests == []
     monkeypatch.setenv("GUARD_KEY", "sk-123\n")
-    moderation.make("https://example.com", options)
+    moderation.make(stand_in.url, options)
+    assert stand_in.requests[0][1]["Authorization"] == "Bearer sk-123"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from engine.errors import FilterUnavailableError, LaunchError, ModerationBlockedError
+from engine.errors import ArgumentError, FilterUnavailableError, LaunchError, ModerationBlockedError
 from launcher.awake import AwakeLoop
 from launcher.filters.gate import Gate
+from launcher.filters.loading import load
 from launcher.filters.protocol import Picture, Prompt
 from launcher.filters.spec import read_specs
 from tests.launcher.filters.urls.stand_in import Reply, StandIn
@@ -53,6 +54,47 @@ def test_a_service_is_asked_with_its_key_and_what_it_flags_is_blocked(
     stand_in.reply = reply
     with_gate([f"moderation:{stand_in.url}/v1,key-env=GUARD_KEY"], use)
     assert {headers["Authorization"] for _, headers in stand_in.requests} == {"Bearer sk-123"}
+
+
+@pytest.mark.parametrize(
+    ("filter_", "reply", "told"),
+    [
+        (
+            "moderation:{}",
+            Reply({"error": {"code": "invalid_api_key"}}, 401),
+            r"answered 401 \(invalid_api_key\): look at",
+        ),
+        ("moderation:{}/v2", Reply(b"<html>"), "answered what is no JSON"),
+        ("moderation:{}", Reply({"results": []}), "answered without a list of 1 results"),
+        (
+            "chat:{},model=guard",
+            Reply({"error": {"code": "model_not_found"}}, 404),
+            r"answered 404 \(model_not_found\)$",
+        ),
+        ("chat:{},model=guard", Reply({}, 307, {"Location": "/"}), "answered 307, which is not followed"),
+        (
+            "chat:{},model=g",
+            Reply({"choices": [{"message": {"content": "No"}}]}),
+            "neither safe nor unsafe: look at style=",
+        ),
+    ],
+)
+def test_a_service_that_is_another_one_than_the_options_say_ends_the_start(
+    stand_in: StandIn, filter_: str, reply: Reply, told: str
+) -> None:
+    stand_in.reply = lambda body: reply
+    spec = read_specs([filter_.format(stand_in.url)])[0]
+    with pytest.raises(ArgumentError, match=f"^filter {spec.name}: .*{told}"):
+        load(spec)
+
+
+@pytest.mark.parametrize("reply", [Reply({}, 400), Reply({}, 503, {"Retry-After": "999"}), Reply({}, length=2**30)])
+def test_a_service_that_does_not_answer_at_the_start_may_later(
+    stand_in: StandIn, capfd: pytest.CaptureFixture[str], reply: Reply
+) -> None:
+    stand_in.reply = lambda body: reply
+    load(read_specs([f"moderation:{stand_in.url}"])[0])
+    assert "it is asked again for each check" in capfd.readouterr().err
 
 
 def test_a_variable_without_a_key_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

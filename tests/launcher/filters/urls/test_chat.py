@@ -25,7 +25,8 @@ def made(stand_in: StandIn) -> Iterator[Make]:
     filters: list[Chat] = []
 
     def make(**options: str) -> Chat:
-        filters.append(chat.make(f"{stand_in.url}/v1", {"model": "guard", **options}))
+        with stand_in.tried_out(answer("No" if options.get("style") == "shieldgemma" else "safe")):
+            filters.append(chat.make(f"{stand_in.url}/v1", {"model": "guard", **options}))
         filters[-1].patience_s = PATIENCE_S
         return filters[-1]
 
@@ -135,11 +136,12 @@ def test_a_server_that_takes_no_logprobs_is_not_asked_for_them(stand_in: StandIn
         made().check_prompts([Prompt("x")])
 
 
-def test_categories_are_known_where_the_server_does_not_make_them(made: Make) -> None:
+def test_categories_are_known_where_the_server_does_not_make_them(stand_in: StandIn, made: Make) -> None:
     assert made().categories is None
     assert [*made(style="shieldgemma", policies="hate").categories] == ["hate"]
+    stand_in.reply = lambda body: answer("No")
     with pytest.raises(ValueError, match=r"no category 'sexuel', but sexual, .*; did you mean sexual\?"):
-        load(read_spec("chat:https://example.com,model=guard,style=shieldgemma,block=sexuel:0.3"))
+        load(read_spec(f"chat:{stand_in.url},model=guard,style=shieldgemma,block=sexuel:0.3"))
 
 
 def test_pictures_are_shown_with_their_prompt_to_models_that_see(stand_in: StandIn, made: Make) -> None:

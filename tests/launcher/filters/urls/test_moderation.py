@@ -17,10 +17,13 @@ from launcher.filters.protocol import Picture, Prompt, Unavailable
 from tests.launcher.filters.urls.stand_in import Reply, StandIn
 from tests.launcher.processes import PATIENCE_S
 
+NOTHING = Reply({"results": [{"flagged": False}]})
+
 
 @pytest.fixture
 def asked(stand_in: StandIn) -> Iterator[Moderation]:
-    made = moderation.make(f"{stand_in.url}/v1", {"model": "omni-moderation-latest"})
+    with stand_in.tried_out(NOTHING):
+        made = moderation.make(f"{stand_in.url}/v1", {"model": "omni-moderation-latest"})
     made.patience_s = PATIENCE_S
     yield made
     made._service.close()
@@ -63,7 +66,8 @@ def test_blank_texts_are_not_asked_about(stand_in: StandIn, asked: Moderation) -
 
 def test_negative_prompts_can_be_left_out(stand_in: StandIn) -> None:
     stand_in.reply = lambda body: Reply({"results": [result(hate=0.3) for _ in body["input"]]})
-    made = moderation.make(stand_in.url, {"negative": "no"})
+    with stand_in.tried_out(NOTHING):
+        made = moderation.make(stand_in.url, {"negative": "no"})
     made.patience_s = PATIENCE_S
     assert made.check_prompts([Prompt("x", "y")]) == [{"hate": 0.3}]
     assert [body["input"] for body in stand_in.asked] == [["x"]]
