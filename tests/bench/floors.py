@@ -8,6 +8,7 @@ BENCH_FLOORS: dict[str, set[str]] = {
     "bench.measure": set(),
     "bench.survive": {"bench.measure"},
     "bench.engines": {"bench.measure", "bench.survive"},
+    "bench.disclosure": _SHARED,
     **dict.fromkeys(("bench.load", "bench.machine", "bench.shared_gpu", "bench.vs_diffusers"), _SHARED),
     **dict.fromkeys(("bench.adherence", "bench.image", "bench.kernel_tests", "bench.kernels", "bench.report"), _SHARED),
     **dict.fromkeys(("bench.scaling", "bench.serve", "bench.step", "bench.throughput"), _SHARED),
