@@ -11,6 +11,7 @@ import pytest
 from engine.errors import (
     FilterUnavailableError,
     ModerationBlockedError,
+    QueueFullError,
 )
 from launcher.client.results import ImageFile, PreviewFile, Result
 from launcher.messages.client_messages import Accepted
@@ -169,6 +170,8 @@ def test_what_filters_take_is_part_of_timings_explanations_and_estimates(run_fol
                     result = event
             assert accepted[0].estimated_s is not None
             assert accepted[0].estimated_s > 40
+            with pytest.raises(QueueFullError, match=r"takes about 40 s by itself, and its timeout_s is 20"):
+                await client.generate(PROMPT, steps=1, timeout_s=20)
             timings = result.timings
             assert sum(timings[stage] for stage in STAGES) == pytest.approx(timings["total"])
             assert timings["filter_prompt"] > 0
