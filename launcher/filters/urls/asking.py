@@ -25,7 +25,7 @@ MOST_BYTES = 1 << 20  # of an answer
 _LIMITS = JsonLimits(values=20_000, depth=32, key=256, string=1 << 19)
 _TRIES = 3  # of a question that the service may answer in a moment
 _PASSING = {408, 425, 429, 500, 502, 503, 504, 529}  # statuses of such a moment
-_WRONG = {401, 403, 404, 405}
+_WRONG = {401, 403, 404, 405, 410, 501}
 _LONGEST_PAUSE_S = 60.0
 _REASON = re.compile(r"[A-Za-z][\w.-]{0,59}")
 
