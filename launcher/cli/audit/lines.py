@@ -13,7 +13,7 @@ from launcher.audit.entries import Entries, Entry, plain
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _OF_PICTURE = ("file_sha256", "pixels_sha256", "dhash")
-_SHOWN_APART = {"time", "event", "findings", "action", "prompt", "negative_prompt", "reason", "width", "height"}
+_SHOWN_APART = {"time", "event", "findings", "prompt", "negative_prompt", "reason", "width", "height"}
 _NOT_SHOWN = {*_OF_PICTURE, "prompt_hash", "negative_prompt_hash"}
 
 
