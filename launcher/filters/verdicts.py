@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from engine.errors import ModerationBlockedError
 from launcher.filters.protocol import Scores
 from launcher.filters.spec import EVERY, thresholds_of
+from launcher.logs import log_event
 from launcher.messages.configs import FilterSpec
 
 ALLOW, LOG, BLUR, BLOCK = "allow", "log", "blur", "block"
@@ -75,6 +76,13 @@ def blocked_error(findings: Sequence[Finding], parameter: str | None = None) -> 
     error = BlockedError(message, parameter=parameter, category=finding.category)
     error.findings = tuple(findings)
     return error
+
+
+def log_findings(request_id: str, findings: Iterable[Finding]) -> None:
+    """Write what was found of a request to the log, and what went unchecked, each in a line."""
+    for each in findings:
+        level = "warning" if each.category == UNCHECKED else "info"
+        log_event("content found", level=level, request_id=request_id, **asdict(each))
 
 
 def _threshold(thresholds: Mapping[str, float], category: str) -> float | None:

@@ -18,6 +18,7 @@ from launcher.audit.trail import Trail
 from launcher.awake import RealTimer
 from launcher.filters.checks import Checks
 from launcher.filters.protocol import Prompt
+from launcher.filters.verdicts import BlockedError, log_findings
 from launcher.frontend.admission.arrivals import Arrival, Arrivals, Spawn, Tell
 from launcher.frontend.admission.deadlines import Deadlines
 from launcher.frontend.admission.examined import Examined, uploads_of
@@ -127,10 +128,12 @@ class Intake:
             uploads = [] if picture is None else list(uploads_of(picture, checked.prompt))
             try:
                 judged = await self._gate.check_prompt(prompt, uploads, moderation=checked.moderation)
-            except errors.ModerationBlockedError as error:
+            except BlockedError as error:
+                log_findings(arrival.request_id, error.findings)
                 if self._trail is not None:
                     await self._trail.refused(arrival.request_id, arrival.caller, checked, error)
                 raise
+            log_findings(arrival.request_id, judged.findings)
             filtered = time.monotonic()
         return Examined(picture, judged, read, filtered)
 

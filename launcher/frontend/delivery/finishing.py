@@ -17,7 +17,7 @@ from launcher.audit.trail import Trail
 from launcher.disclosure.disclosure import Disclosure
 from launcher.filters.checks import Checks, Judged
 from launcher.filters.protocol import Picture
-from launcher.filters.verdicts import BLOCK, BLUR, blocked_error, strictest
+from launcher.filters.verdicts import BLOCK, BLUR, blocked_error, log_findings, strictest
 from launcher.frontend.admission.arrivals import Spawn
 from launcher.frontend.delivery.replies import Replies
 from launcher.frontend.delivery.tracked_requests import TrackedRequest
@@ -32,9 +32,9 @@ class Finishing:
     """Writes images and previews as files, in threads, and hands them to `replies`.
 
     gate: the filters that judge pixels as they would leave, before they are a file; None where there are none. trail:
-    writes down what leaves and what is held back; None where nothing does.
-    made_with: what files say beside their request, by its number; disclosure: what they say in any case. fail: ends a
-    request with an error. on_done: hears of a request whose last image has been sent.
+    writes down what leaves and what is held back; None where nothing does. made_with: what files say beside their
+    request, by its number; disclosure: what they say in any case. fail: ends a request with an error. on_done: hears of
+    a request whose last image has been sent.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Finishing:
                 join = partial(finish_image, width=checked.width, height=checked.height, picture=checked.picture)
                 rgb = await in_thread(checked.pixels, join, rgb)
             if self._gate is not None and self._gate.checks_images:
-                judged = await self._judge_image(self._gate, checked, rgb)
+                judged = await self._judge_image(self._gate, request.request_id, checked, rgb)
                 rgb = rgb if judged.rgb is None else judged.rgb
                 began = time.monotonic()
                 request.filtered(job.job_id, came, began)
@@ -106,11 +106,14 @@ class Finishing:
                     **_found(request.judged, judged), **_which(request, job), format=checked.output_format,
                 )  # fmt: skip
         except (ModerationBlockedError, FilterUnavailableError) as error:
-            if self._trail is not None:
-                await self._trail.refused(
-                    request.request_id, request.caller, checked, error, (checked.answer_size, rgb),
-                    **_which(request, job),
-                )  # fmt: skip
+            try:
+                if self._trail is not None:
+                    await self._trail.refused(
+                        request.request_id, request.caller, checked, error, (checked.answer_size, rgb),
+                        **_which(request, job),
+                    )  # fmt: skip
+            except Exception as trouble:  # the client is to be told all the same
+                log_exception(trouble)
             self._fail(request, error)
             return
         except ServerError as error:  # its line cannot be written
@@ -126,10 +129,11 @@ class Finishing:
         if self._replies.image(request, job, file, () if judged is None else judged.warnings):
             self._on_done(request)
 
-    async def _judge_image(self, gate: Checks, checked: CheckedRequest, rgb: bytes) -> Judged:
+    async def _judge_image(self, gate: Checks, request_id: str, checked: CheckedRequest, rgb: bytes) -> Judged:
         """Have filters judge an image as it would leave. Raises what filters do, and `ModerationBlockedError`."""
         picture = Picture(*checked.answer_size, rgb, "image", checked.prompt)
         judged = await gate.check_image(picture, moderation=checked.moderation)
+        log_findings(request_id, judged.findings)
         if judged.action == BLOCK:
             raise blocked_error(judged.findings)
         if judged.action == BLUR:

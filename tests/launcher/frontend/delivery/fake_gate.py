@@ -13,7 +13,7 @@ from engine.errors import FilterUnavailableError, Krea2Error
 from launcher.client.async_client import AsyncClient
 from launcher.filters.checks import Judged
 from launcher.filters.protocol import Picture, Prompt
-from launcher.filters.verdicts import ALLOW, BLOCK, Finding, blocked_error
+from launcher.filters.verdicts import ALLOW, BLOCK, BLUR, Finding, blocked_error
 from launcher.frontend.delivery.metrics import FilterMetrics
 from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine
 
@@ -97,8 +97,8 @@ class FakeGate:
         if red in self.blocked:
             return Judged((Finding("fake", picture.kind, BLOCK, "red", 0.9),), BLOCK)
         if red in self.blurred:
-            finding = Finding("fake", picture.kind, "blur", "red", 0.6)
-            return Judged((finding,), "blur", b"\x80" * len(picture.rgb))
+            finding = Finding("fake", picture.kind, BLUR, "red", 0.6)
+            return Judged((finding,), BLUR, b"\x80" * len(picture.rgb))
         return Judged((), ALLOW)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from pathlib import Path
 
@@ -75,6 +76,28 @@ def test_a_blurred_image_is_what_is_sent_and_its_client_is_told(run_folder: Path
             assert result.warnings == ("the image was blurred by this server's content filter fake (red)",)
 
     run(test())
+
+
+def test_what_filters_find_is_in_the_log_and_never_the_prompt(
+    run_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="krea2")
+
+    async def test() -> None:
+        async with filtered_engine(run_folder, {"blocked": {7}, "blurred": {8}}) as (_, client, _):
+            await client.generate(PROMPT, seed=8, steps=1, request_id="a")
+            for prompt, name in ((PROMPT, "b"), (WORD, "c")):
+                with pytest.raises(ModerationBlockedError):
+                    await client.generate(prompt, seed=7, steps=1, request_id=name)
+
+    run(test())
+    found = [vars(record)["fields"] for record in caplog.records if record.message == "content found"]
+    assert [(each["request_id"], each["kind"], each["action"], each["category"]) for each in found] == [
+        ("a", "image", "blur", "red"),
+        ("b", "image", "block", "red"),
+        ("c", "prompt", "block", "words"),
+    ]
+    assert WORD not in str([vars(record) for record in caplog.records])
 
 
 def test_previews_are_held_back_while_filters_have_them_and_blocked_ones_for_good(run_folder: Path) -> None:
