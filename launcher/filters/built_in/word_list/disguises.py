@@ -15,9 +15,9 @@ CHUNKS = re.compile(r'[^\s,;:()\[\]{}<>"/\\]+')  # between them no word goes on
 _SYMBOL = f"[{re.escape(LEET_SYMBOLS)}]"
 _GAP = rf"(?:[^\w{re.escape(LEET_SYMBOLS)}]|_)"
 SPACED = re.compile(  # letters that each stand alone, with anything between them; symbols for letters also at the ends
-    rf"(?:(?<![^\W_])(?:{_SYMBOL}[\W_]{{1,24}}){{1,3}})?"
+    rf"(?:(?<![^\W_])(?:{_SYMBOL}{_GAP}{{1,24}}){{1,3}})?"
     r"(?<![^\W_])[^\W_](?:[\W_]{1,24}[^\W_](?![^\W_]))+"
-    rf"(?:(?:[\W_]{{1,24}}{_SYMBOL}){{1,3}}(?![^\W_]))?"
+    rf"(?:(?:{_GAP}{{1,24}}{_SYMBOL}){{1,3}}(?![^\W_]))?"
 )
 MAY_BE_SPACED = re.compile(r" \w \w(?= )")  # in words with a space around each
 LEAST_REPEATS = 3  # of a letter that is written more often than it is spelled
@@ -31,10 +31,9 @@ _AFTER_SPACED = re.compile(rf"{_GAP}+\d$")
 _GAPS = re.compile(r"[\W_]+")
 _NO_LETTERS = re.compile(r"[\W_]")
 _NOT_READ = re.compile(_GAP)
-_STAR = re.compile(r"(?<=[^\W_])\*(?=[^\W_])")
+_STAR = re.compile(r"(?<=[^\W\d_])\*(?=[^\W\d_])")
 _LEET = re.compile(_SYMBOL)
 _TWICE = re.compile(r"(.)\1")
-_LEET_AT_ENDS = re.compile(rf"^({_SYMBOL}*)(.*?)({_SYMBOL}*)$", re.DOTALL)
 _MOST_AT_ENDS = 2  # symbols at one end of a word of which some may be letters
 _MOST_STARS = 2
 _MOST_BESIDE = 2  # articles and digits on each side of spaced letters
@@ -54,11 +53,11 @@ def readings(chunk: str) -> Iterator[str]:
             yield as_letters(_NO_LETTERS.sub("", unstarred))
     if _LEET.search(chunk) is None:
         return
-    edges = _LEET_AT_ENDS.match(_trimmed(chunk))
-    assert edges is not None
-    before, inner, after = edges.groups()
-    fronts = {before[len(before) - n :] for n in range(min(len(before), _MOST_AT_ENDS) + 1)}
-    backs = {after[:n] for n in range(min(len(after), _MOST_AT_ENDS) + 1)}
+    chunk = _trimmed(chunk)
+    start, end = len(chunk) - len(chunk.lstrip(LEET_SYMBOLS)), len(chunk.rstrip(LEET_SYMBOLS))
+    inner = chunk[start:end]
+    fronts = {chunk[start - n : start] for n in range(min(start, _MOST_AT_ENDS) + 1)}
+    backs = {chunk[end : end + n] for n in range(_MOST_AT_ENDS + 1)}
     for form in {_NOT_READ.sub("", inner), _NO_LETTERS.sub("", inner)}:
         yield from (as_letters(f"{front}{form}{back}") for front in fronts for back in backs)
 
@@ -97,7 +96,7 @@ def runs(word: str) -> Runs:
 
 
 def repeats(found: tuple[int, ...], listed: tuple[int, ...]) -> bool:
-    """Whether a word is a listed one, with letters repeated that often."""
+    """Whether a word is a listed one, with letters repeated at least that often."""
     return all(f == n or f >= max(LEAST_REPEATS, n) for f, n in zip(found, listed, strict=True))
 
 

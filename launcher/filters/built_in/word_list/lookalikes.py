@@ -4,7 +4,6 @@ superscript letters) is not here, and of letters with marks only those that are 
 
 from __future__ import annotations
 
-import sys
 import unicodedata
 
 # By Latin letter, in lower case (some scripts have capitals alone): what is read as that letter everywhere, in
@@ -64,7 +63,7 @@ def _read_as() -> dict[int, str | None]:
         table |= {first + number: chr(ord("a") + number) for number in range(26)}
     table |= {code: None for first, last in _MARKS for code in range(first, last + 1)}
     table |= dict.fromkeys(_BLANK)
-    for code in range(0x80, sys.maxunicode + 1):
+    for code in (*range(0x80, 0x20000), *range(0xE0000, 0xE0200)):  # no other plane has any
         if (category := unicodedata.category(chr(code))) == "Cf":
             table[code] = None
         elif category == "Nd":

@@ -31,8 +31,8 @@ _ARTICLES = ("an", "a", "the")  # with which they may begin
 
 
 class Revealer:
-    """Knows the words of lists, in folded text: closed ones, and open ones, which may go on; alone
-    are those that are an entry by themselves."""
+    """Knows the folded words of lists: closed ones, and opened ones, which may go on. alone: those that are an entry by
+    themselves."""
 
     def __init__(self, closed: Iterable[str], opened: Iterable[str], alone: Collection[str]) -> None:
         self._closed: defaultdict[str, list[tuple[Runs, str]]] = defaultdict(list)
@@ -65,18 +65,17 @@ class Revealer:
         return CHUNKS.sub(lambda match: known.get(match[0], match[0]), folded)
 
     def _chunk(self, chunk: str) -> str:
-        for reading in dict.fromkeys(readings(chunk)):
-            if (word := self._word(reading)) is not None:
-                return word
+        """The listed words that a chunk can be read as: one, and those of its parts."""
         if UNSPACED_LETTER.search(chunk):
             return without_joins(chunk)
-        if len(pieces := parts(chunk)) < 2:
-            return chunk
-        known = [piece if piece.isalpha() else self._part(piece) for piece in pieces]
-        return " ".join(known) if known != pieces else chunk
+        word, pieces = self._written(chunk), parts(chunk)
+        known = [piece if piece.isalpha() else self._written(piece) or piece for piece in pieces]
+        if len(pieces) < 2 or known == pieces:
+            return word or chunk
+        return " ".join([*filter(None, [word]), *known])
 
-    def _part(self, part: str) -> str:
-        return next(filter(None, map(self._word, readings(part))), part)
+    def _written(self, chunk: str) -> str | None:
+        return next(filter(None, map(self._word, dict.fromkeys(readings(chunk)))), None)
 
     def _word(self, reading: str) -> str | None:
         """The listed word that a reading is, in letters as `as_letters` has them."""
@@ -99,6 +98,8 @@ class Revealer:
 
     def _spaced(self, match: re.Match[str]) -> str:
         """The listed words that spaced letters spell, or that what they spell begins with."""
+        if not any(map(str.isalpha, match[0])):
+            return match[0]
         found: dict[str, None] = {}
         for spelled in dict.fromkeys(spaced_words(match[0])):
             for reading in dict.fromkeys(readings("".join(spelled.split()))):
@@ -112,9 +113,8 @@ class Revealer:
     def _segments(self, letters: str) -> str | None:
         """The listed words, the longest first, that letters begin with, and what follows."""
         words: list[str] = []
-        at = next((len(article) for article in _ARTICLES if letters.startswith(article)), 0)
-        for start in {0, at}:
-            at = start
+        article = next((len(article) for article in _ARTICLES if letters.startswith(article)), 0)
+        for at in (0, article):
             while (word := self._longest_at(letters, at)) is not None:
                 words.append(self._within[word])
                 at += len(word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,15 +11,19 @@ import pytest
 
 from bench.serve.traffic import PROMPTS
 from demo.captions import prompts
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, ModerationBlockedError
 from launcher.filters.built_in import words
 from launcher.filters.built_in.word_list.entries import read_list
+from launcher.filters.gate import Gate
 from launcher.filters.protocol import Prompt
-from launcher.filters.spec import read_spec
+from launcher.filters.spec import read_spec, read_specs
 from tests.fresh_interpreter import modules_after
 
 LISTS = sorted((Path(words.__file__).parent / "lists").glob("*.txt"))
 LEAST_PROMPTS_A_SECOND = 1000  # of CPU time; one core of a server checks over 10,000: python -m bench.words
+
+LONGEST_PROMPT = 16_384  # bytes: the front-end's limit
+MOST_SECONDS = 3.0  # of CPU time; here 0.25
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +109,12 @@ def test_every_list_has_the_same_categories_and_none_twice_the_same_entry() -> N
         assert len(kept) == len(set(kept)), (file.stem, {text for text in kept if kept.count(text) > 1})
 
 
-def test_a_negative_prompt_counts_unless_the_operator_says_no() -> None:
+def test_a_negative_prompt_counts_unless_the_operator_says_no(shipped: words.Words) -> None:
     prompt = Prompt("a lake", negative="p0rn, blurry")
-    assert words.make("", {}).check_prompts([prompt, Prompt("a lake", "blurry")]) == [{"sexual": 1.0}, {}]
-    assert words.make("", {"negative": "no"}).check_prompts([prompt]) == [{}]
+    assert shipped.check_prompts([prompt, Prompt("a lake", "blurry")]) == [{"sexual": 1.0}, {}]
+    assert words.make("", {"negative": "no", "languages": "en"}).check_prompts([prompt]) == [{}]
     both = Prompt("a nude", negative="porn, gore")
-    assert words.make("", {}).check_prompts([both]) == [{"sexual": 1.0, "violence/graphic": 0.5}]
+    assert shipped.check_prompts([both]) == [{"sexual": 1.0, "violence/graphic": 0.5}]
 
 
 def test_languages_choose_among_the_shipped_lists() -> None:
@@ -199,3 +204,34 @@ def test_it_is_fast(shipped: words.Words) -> None:
         shipped.check_prompts(asked)
         times.append(time.process_time() - start)
     assert len(asked) / min(times) > LEAST_PROMPTS_A_SECOND
+
+
+@pytest.mark.parametrize(
+    "piece", ["+++p*r*n{0}+++ ", "a!{0}", "a" + "!" * 16_000 + "a", "+ ", "+", "n u d e ", "a*", "a b  ", "1 ", "a|"]
+)
+def test_no_prompt_takes_long(shipped: words.Words, piece: str) -> None:
+    text = "".join(piece.format(number) for number in range(LONGEST_PROMPT))[:LONGEST_PROMPT] + " a b c"
+    start = time.process_time()
+    shipped.check_prompts([Prompt(text)])
+    assert time.process_time() - start < MOST_SECONDS
+
+
+def test_it_blocks_from_a_half_unless_told_otherwise() -> None:
+    async def blocked() -> list[str | None]:
+        gate = Gate(read_specs(["words,low-block=sexual:0.9"]), fail_open=False)
+        await gate.start()
+        try:
+            return [await _blocked(gate, *asked) for asked in asks]
+        finally:
+            gate.close()
+
+    asks = [("a nude", "auto"), ("a nude", "low"), ("p0rn", "low"), ("a sensual portrait", "auto"), ("a cat", "auto")]
+    assert asyncio.run(blocked()) == ["sexual", None, "sexual", None, None]
+
+
+async def _blocked(gate: Gate, text: str, moderation: str) -> str | None:
+    try:
+        await gate.check_prompt(Prompt(text), moderation=moderation)
+    except ModerationBlockedError as error:
+        return error.category
+    return None
