@@ -41,7 +41,10 @@ def find_picture(entries: Iterable[Entry], picture: Fingerprint, *, most: int = 
         elif differs <= most:
             matches.append(Match(entry, "looks alike", differs))
     order = ("same file", "same pixels", "looks alike")
-    return sorted(matches, key=lambda match: (order.index(match.how), match.differs, match.entry.time))
+    return sorted(
+        matches,
+        key=lambda match: (order.index(match.how), match.differs, match.entry.event == "preview", match.entry.time),
+    )
 
 
 def of_request(entry: Entry, request_id: str) -> bool:

@@ -18,11 +18,13 @@ from launcher.pictures.geometry import Canvas, Size
 
 _MOST_MEMORY = 1_000_000_000  # bytes of address space
 _MOST_S = 20  # of the processor's time
+_NICENESS = 10  # images that are drawn go before
 
 
 def run_fingerprint() -> None:
     """Look at a picture for its whole life."""
     configure_pillow()
+    os.nice(_NICENESS)
     limits = ((resource.RLIMIT_AS, _MOST_MEMORY), (resource.RLIMIT_CPU, _MOST_S), (resource.RLIMIT_CORE, 0))
     for limit, most in limits:
         with suppress(OSError, ValueError):  # macOS has no such limit of memory

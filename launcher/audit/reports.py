@@ -19,6 +19,7 @@ from launcher.threads import in_own_thread
 
 PICTURES_FOLDER = "reported"
 MOST_KEPT_BYTES = 2**30  # of pictures that were reported
+MOST_LINES_BYTES = 2**28  # of reports without their pictures, whoever sends them: the audit log needs the disk, too
 _MOST_WAITING = 8  # reports whose pictures wait to be looked at
 _RETRY_S = 5.0
 
@@ -33,7 +34,7 @@ class Reports:
         self._folder, self._keep_pictures = folder, keep_pictures
         self._writer: AuditWriter | None = None
         self._turn, self._opening = asyncio.Lock(), asyncio.Lock()
-        self._waiting = 0
+        self._waiting = self._written = 0
 
     async def take(
         self,
@@ -58,7 +59,12 @@ class Reports:
             time=timestamp(time.time()), event="report", report=report, request_id=request_id, key=key, reason=reason,
             contact=contact, picture=name, **_described(seen),
         )  # fmt: skip
-        await (await self._open()).write(encode(entry))
+        line = encode(entry)
+        writer = await self._open()
+        if self._written + len(line) > MOST_LINES_BYTES:
+            raise QueueFullError("reports fill the room that there is for them: somebody has to read them first")
+        self._written += len(line)
+        await writer.write(line)
         log_event("picture reported", level="warning", report=report, request_id=request_id)
         return report
 
@@ -100,11 +106,19 @@ class Reports:
         async with self._opening:
             if self._writer is None:
                 try:
-                    self._writer = AuditWriter(await in_own_thread(lambda: AuditLog(self._folder, "reports")))
+                    log, self._written = await in_own_thread(self._begin)
+                    self._writer = AuditWriter(log)
                 except ArgumentError as error:
                     log_event("audit log not written", level="error", file=self._folder, reason=error.message)
                     raise ServerError("reports cannot be written down here", retry_after_s=_RETRY_S) from None
             return self._writer
+
+    def _begin(self) -> tuple[AuditLog, int]:
+        """Open the log. Returns it, and how many bytes of reports the folder has."""
+        log = AuditLog(self._folder, "reports")
+        with suppress(OSError), os.scandir(self._folder) as files:
+            return log, sum(file.stat().st_size for file in files if file.name.startswith("reports"))
+        return log, 0
 
 
 def _described(picture: Fingerprint | None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def reports(*, audit_log: str, since: str | None, until: str | None, as_json: bo
             continue
         say(lines.joined(lines.describe(report)))
         for how, entry in leads[:_MOST_LEADS]:
-            say(f"    → {how}: {lines.joined(lines.describe(entry))}")
+            say("    → " + "\n    ".join([f"{how}:", *lines.describe(entry)]).replace("\n    ", " ", 1))
         if len(leads) > _MOST_LEADS:
             say(f"    → and {len(leads) - _MOST_LEADS} more")
     lines.tell_unread(entries)

@@ -7,9 +7,13 @@ import errno
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine.errors import ArgumentError, ServerError
 from launcher.audit.entries import Entries, Entry, encode, timestamp
@@ -71,19 +75,60 @@ def test_half_a_line_of_a_process_that_was_killed_spoils_no_other(tmp_path: Path
 def test_what_a_full_disk_took_of_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = AuditLog(str(tmp_path))
     log.append(line(1))
-    write, taken = os.write, [10]
-
-    def full(descriptor: int, data: bytes) -> int:
-        if not taken:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(descriptor, data[: taken.pop()])
-
-    monkeypatch.setattr(os, "write", full)
-    with pytest.raises(OSError, match="No space"):
-        log.append(line(2))
-    monkeypatch.setattr(os, "write", write)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", fills_up(10))
+        with pytest.raises(OSError, match="No space"):
+            log.append(line(2))
     log.append(line(3))
     assert (tmp_path / "audit.jsonl").read_bytes() == line(1) + line(3)
+
+
+STEPS = st.lists(st.sampled_from(["write", "fill", "restart", "kill", "move"]), max_size=25)
+
+
+@given(steps=STEPS, most=st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_every_line_that_was_written_is_read_once_whatever_happens_between(steps: list[str], most: int) -> None:
+    """Against a list of the lines that `append` has taken."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        written: list[int] = []
+
+        def begin() -> AuditLog:
+            return AuditLog(name, most_bytes=most * len(line(10)), clock=lambda: 1e9)
+
+        log = begin()
+        for number, step in enumerate(steps, 10):
+            if step == "write":
+                log.append(line(number))
+                written.append(number)
+            elif step == "fill":  # the disk, within a line
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(os, "write", fills_up(7))
+                    with pytest.raises(OSError, match="No space"):
+                        log.append(line(number))
+            elif step == "move" and os.path.exists(log.path):
+                os.rename(log.path, folder / f"moved-{number}.jsonl")
+            elif step in ("restart", "kill"):
+                if step == "kill":  # within a line
+                    with open(log.path, "ab") as file:
+                        file.write(line(number)[:9])
+                log.close()
+                log = begin()
+        log.close()
+        assert sorted(filter(None, seeds(folder))) == written
+
+
+def fills_up(after: int) -> Callable[[int, bytes], int]:
+    """A write of which the disk takes so many bytes."""
+    write, left = os.write, [after]
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data[: left.pop()])
+
+    return full
 
 
 def test_a_folder_that_cannot_be_written_to_is_said_at_the_start(tmp_path: Path) -> None:

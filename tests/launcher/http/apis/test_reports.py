@@ -124,6 +124,17 @@ def test_pictures_are_kept_only_where_content_is_and_while_there_is_room(
     assert (entry.file_sha256, entry.picture) == (sha256(PICTURE), None)
 
 
+def test_reports_without_end_leave_room_on_the_disk(
+    client: TestClient, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = {"request_id": "a", "reason": "x"}
+    assert client.post(PATH, json=report).status_code == 200
+    there = sum(file.stat().st_size for file in folder.glob("reports*.jsonl"))
+    monkeypatch.setattr(audit_reports, "MOST_LINES_BYTES", there + 10)
+    assert client.post(PATH, json=report).status_code == 429
+    assert sum(file.stat().st_size for file in folder.glob("reports*.jsonl")) == there
+
+
 def test_a_report_that_cannot_be_written_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with fake_server(audit_log=str(tmp_path / "file")) as (client, _):
