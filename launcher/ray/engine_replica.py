@@ -13,7 +13,7 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from engine.errors import ArgumentError, Krea2Error, LaunchError, LoraError, ServerError
+from engine.errors import ArgumentError, Krea2Error, LaunchError, LoraError, ModerationBlockedError, ServerError
 from launcher.logs import configure_logs, log_event
 from launcher.messages import client_messages as messages
 from launcher.messages.encoding import MessageError, as_krea2_error, decode_request, name_files
@@ -209,5 +209,6 @@ def _failed(request_id: str | None, error: Krea2Error) -> bytes:
         message=error.message,
         parameter=error.parameter,
         retry_after_s=error.retry_after_s,
+        category=error.category if isinstance(error, ModerationBlockedError) else None,
     )
     return encode_replies([(failed, b"")])

@@ -15,6 +15,7 @@ import httpx
 import psutil
 
 from tests.launcher.demo_server import PATIENT_WARM_UP
+from tests.launcher.filters.stand_in import STAND_IN
 from tests.launcher.processes import PATIENCE_S, Marked, new_marked, temporary_folder, wait_until
 from tests.launcher.ray.left_behind import MARK, Before, Listening, listening, named
 
@@ -27,6 +28,9 @@ OPTIONS = (
     "--device", "cpu", "--served-model-name", "krea,krea-2-turbo", "--lora", "ink=demo-outlined",
     "--limit", f"max_queue={MAX_QUEUE}", "--allow-origin", APP, "--max-body-bytes", str(MAX_BODY_BYTES),
 )  # fmt: skip
+FAULTS, AUDIT = "faults", "audit"  # folders: of a filter's faults that have begun, and of the audit log
+# Red pictures are blocked for requests alone that ask for the other thresholds: many of the tests draw some.
+FILTER = f"{STAND_IN},most=2,block=nude:0.8,block=red:never,low-block=nude:0.95,low-block=red:0.6"
 WITH_KEY = {"Authorization": f"Bearer {KEY}"}
 
 
@@ -120,7 +124,9 @@ def _marked(folder: str) -> Marked:
 
 def _started(marked: Marked, command: tuple[str, ...], before: Before, replicas: int = 1) -> Served:
     """Start a command that prints its address, and wait until it can draw."""
-    log = marked.folder / "stderr"
+    log, faults = marked.folder / "stderr", marked.folder / FAULTS
+    faults.mkdir()
+    command += ("--filter", f"{FILTER},faults={faults}", "--audit-log", str(marked.folder / AUDIT))
     with log.open("w") as stderr:
         process = marked.start_krea2(*command, stderr=stderr, start_new_session=True)
     assert process.stdout is not None
