@@ -28,6 +28,17 @@ FOUR_GPUS = {
     "server__env": [{"name": "NCCL_P2P_DISABLE", "value": "1"}],
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
 }
+FILTERS = {
+    "filters__use": ["words:/filters/own.txt,block=0.5", "moderation:http://guard:8000/v1"],
+    "filters__failOpen": True,
+    "filters__volume": {"configMap": {"name": "words"}},
+    "filters__egress": [{"to": [{"podSelector": {"matchLabels": {"app": "guard"}}}], "ports": [{"port": 8000}]}],
+}
+AUDIT = {
+    "audit__enabled": True,
+    "audit__content": True,
+    "audit__volume": {"persistentVolumeClaim": {"claimName": "audit"}},
+}
 # Values, and the kinds that are there for them beside those that always are.
 USES: list[tuple[dict[str, Any], set[str]]] = [
     (KEYS, {"Secret", "NetworkPolicy"}),
@@ -39,6 +50,7 @@ USES: list[tuple[dict[str, Any], set[str]]] = [
       "parallel__tp": 2}, set()),
     (KEYS | {"model__huggingFace": {"enabled": True, "tokenSecret": "hub"}, "model__name": "krea/Krea-2-Turbo"},
      {"Secret", "NetworkPolicy"}),
+    (KEYS | FILTERS | AUDIT, {"Secret", "NetworkPolicy"}),
 ]  # fmt: skip
 ALWAYS = {"Deployment", "Service", "ServiceAccount", "PodDisruptionBudget"}
 OLDEST, NEWEST = "1.27", "1.37"
@@ -103,6 +115,40 @@ def test_a_pod_may_nothing_that_it_does_not_need(render: Render) -> None:
     policy = the("NetworkPolicy", render(**KEYS))["spec"]
     assert policy["egress"] == []
     assert [rule["ports"] for rule in policy["ingress"]] == [[{"port": "http", "protocol": "TCP"}]]
+
+
+def test_filters_are_options_of_the_server_and_reach_what_they_ask(render: Render) -> None:
+    def of(**values: Any) -> tuple[dict[str, Any], Any, dict[str, str]]:
+        manifests = render(**KEYS, **values)
+        container = container_of(manifests)
+        mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+        return served(container["args"]), the("NetworkPolicy", manifests)["spec"]["egress"], mounts
+
+    options, egress, mounts = of()
+    assert (options["filters"], options["filter_fail_open"], egress) == (("words",), False, [])
+    assert "filters" not in mounts
+    options, (names, asked), mounts = of(**FILTERS)
+    assert options["filters"] == tuple(FILTERS["filters__use"])
+    assert options["filter_fail_open"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert [asked] == FILTERS["filters__egress"]
+    assert mounts["filters"] == "/filters"
+    assert of(filters__use=[])[0]["filters"] == ()
+
+
+def test_each_pod_has_an_audit_log_of_its_own_if_there_is_to_be_one(render: Render) -> None:
+    assert served(container_of(render(**KEYS))["args"])["audit_log"] is None
+    container = container_of(render(**KEYS, **AUDIT))
+    options = served(container["args"])
+    assert options["audit_content"]
+    (mount,) = [each for each in container["volumeMounts"] if each["mountPath"] == options["audit_log"]]
+    (name,) = [each["name"] for each in container["env"] if mount["subPathExpr"] == f"$({each['name']})"]
+    assert name == "POD_NAME"
+
+
+def container_of(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    (container,) = the("Deployment", manifests)["spec"]["template"]["spec"]["containers"]
+    return container
 
 
 def test_selectors_meet_the_pods(render: Render) -> None:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from launcher.http.page_files import PAGE
+from launcher.licence.notice import notice
 from tests.deploy.conftest import ROOT
 from tests.deploy.served import served
 from tests.launcher.processes import PATIENCE_S
@@ -72,6 +73,13 @@ def test_all_that_is_copied_is_let_through() -> None:
     assert through == {"constraints.txt", "pyproject.toml", "README.md", "LICENSE", "krea2.py", "engine", "launcher"}
     assert all((ROOT / file).exists() for file in through)
     assert PAGE.is_relative_to(ROOT / "launcher")
+
+
+def test_it_has_the_licence_and_the_notice() -> None:
+    *files, folder = next(text for name, text in instructions() if name == "COPY" and "NOTICE" in text).split()
+    assert folder.startswith("/usr/share/doc/")
+    assert (ROOT / "LICENSE").read_text() in (texts := [(ROOT / file).read_text() for file in files])
+    assert notice() in texts
 
 
 def test_it_starts_a_server_that_takes_sigterm() -> None:
@@ -152,6 +160,10 @@ def test_a_service_has_little_and_ends_in_its_time(name: str) -> None:
     assert [each for each in service["tmpfs"] if each.startswith("/tmp:")]
     home = dict(each.split("=") for each in last("ENV").split())["HOME"]
     assert f"cache:{home}" in service["volumes"]
+    if (audit := options["audit_log"]) is not None:
+        (folder,) = [each.partition(":")[2] for each in service["volumes"] if each.startswith("audit:")]
+        assert folder in json.loads(last("VOLUME"))
+        assert audit.startswith(f"{folder}/")
     (port,) = service["ports"]
     assert port.endswith(f":30000:{options['port']}")
     assert port.startswith(("127.0.0.1:", "${KREA2_ADDRESS:-127.0.0.1}:"))
