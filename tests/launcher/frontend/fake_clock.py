@@ -31,9 +31,13 @@ class FakeClock:
 
     async def pause(self) -> None:
         """Stop this process for an hour, for all that it can see, and let it look around."""
-        self._ahead_s += LONG_S
+        self.jump(LONG_S)
         await asyncio.sleep(0)
         await asyncio.sleep(1.1)  # the front-end looks at the clock every second
+
+    def jump(self, seconds: float) -> None:
+        """Let time pass in which this process does not run."""
+        self._ahead_s += seconds
 
     async def forward(self, seconds: float) -> None:
         """Let time pass in which this process runs, and no faster than other threads of it can follow."""

@@ -12,20 +12,30 @@ from launcher.client.async_client import AsyncClient
 from launcher.frontend.delivery.metrics import FilterMetrics
 from tests.launcher.fake_ranks import fake_engine, run
 from tests.launcher.frontend.delivery.fake_gate import FakeGate, filtered_engine, until
+from tests.launcher.frontend.fake_clock import FakeClock
 from tests.launcher.http_servers import PROMPT
+from tests.launcher.processes import PATIENCE_S
 
 
-@pytest.mark.parametrize("kind", ["prompt", "image"])
-@pytest.mark.parametrize("end", ["cancel", "timeout", "stop now"])
-def test_what_ends_a_request_ends_the_check_and_is_told_at_once(run_folder: Path, kind: str, end: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [("prompt", "cancel"), ("prompt", "stop now"), ("image", "cancel"), ("image", "timeout"), ("image", "stop now")],
+)
+def test_what_ends_a_request_ends_the_check_and_is_told_at_once(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, end: str
+) -> None:
+    clock = FakeClock(monkeypatch)
+
     async def test() -> None:
         async with filtered_engine(run_folder, {"held": {kind}}) as (fakes, client, gate):
-            timeout_s = 0.3 if end == "timeout" else None
+            timeout_s = 3 * PATIENCE_S if end == "timeout" else None
             call = asyncio.create_task(client.generate(PROMPT, steps=1, request_id="a", timeout_s=timeout_s))
             await until(lambda: gate.prompts if kind == "prompt" else gate.pictures)
             if end == "cancel":
                 await client.cancel("a")
-            elif end == "stop now":
+            elif end == "timeout":
+                clock.jump(3 * PATIENCE_S)
+            else:
                 fakes.stop_now.set()
             expected = {"cancel": CancelledError, "timeout": RequestTimeoutError, "stop now": ServerError}[end]
             with pytest.raises(expected):
