@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import hmac
 import os
@@ -9,7 +11,9 @@ import secrets
 from contextlib import suppress
 
 _KEY_FILE = "prompt-hashes.key"
+_LOCK_FILE = ".prompt-hashes.lock"
 _KEY_BYTES = 32
+_SHORTEST_KEY, _LONGEST_KEY = 16, 4096
 _COLUMNS, _ROWS = 9, 8  # of the small picture, whose neighbours are compared: 64 bits
 _LEAST_STEP = 1  # levels of 255 that a neighbour must be darker by at least, or noise of a flat area would count
 BITS = (_COLUMNS - 1) * _ROWS
@@ -56,25 +60,22 @@ def hash_text(key: bytes, text: str) -> str:
 
 def read_key(folder: str) -> bytes:
     """Read the key of a folder's prompt hashes, after making it if there is none. Raises `OSError`."""
-    if (known := known_key(folder)) is not None:
-        return known
-    file = os.path.join(folder, _KEY_FILE)
-    new = f"{file}.{os.getpid()}"
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as written:
-        written.write(secrets.token_bytes(_KEY_BYTES))
-    try:
-        with suppress(FileExistsError):  # another process was faster, and its key counts
-            os.link(new, file)
-    finally:
-        os.unlink(new)
-    key = known_key(folder)
-    assert key is not None  # it was there just now, whoever made it
-    return key
+    with open(os.path.join(folder, _LOCK_FILE), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # or another process would make another one
+        if (known := known_key(folder)) is not None:
+            return known
+        file, key = os.path.join(folder, _KEY_FILE), secrets.token_bytes(_KEY_BYTES)
+        with os.fdopen(os.open(f"{file}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as new:
+            new.write(key)
+        os.rename(f"{file}.new", file)
+        return key
 
 
 def known_key(folder: str) -> bytes | None:
     """Read the key of a folder's prompt hashes; None if there is none. Raises `OSError`."""
-    with suppress(FileNotFoundError), open(os.path.join(folder, _KEY_FILE), "rb") as known:
-        return known.read()
+    with suppress(FileNotFoundError), open(os.path.join(folder, _KEY_FILE), "rb") as file:
+        key = file.read(_LONGEST_KEY)
+        if len(key) < _SHORTEST_KEY:
+            raise OSError(errno.EINVAL, f"it has {len(key)} bytes, and at least {_SHORTEST_KEY} are needed")
+        return key
     return None

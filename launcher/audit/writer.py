@@ -18,7 +18,7 @@ _RETRY_S = 5.0
 
 
 class AuditWriter:
-    """Writes lines in the order in which they are given. failures: how many were not written, by why.
+    """Writes lines in the order in which they are given.
 
     log: what is written to. wait_s: how long anybody waits for a line. The thread keeps no process from ending.
     """
@@ -26,12 +26,14 @@ class AuditWriter:
     def __init__(self, log: AuditLog, *, wait_s: float = WAIT_S) -> None:
         self._log, self._wait_s = log, wait_s
         self._queue: SimpleQueue[tuple[bytes, Future[None]] | None] = SimpleQueue()
-        self._waiting = 0
+        self._waiting = self._overdue = 0
         self._failing = False
         threading.Thread(target=self._run, name="audit log", daemon=True).start()
 
     async def write(self, line: bytes) -> None:
         """Return once a line is written. Raises `ServerError` if it is not, or not in time: then it may still be."""
+        if self._overdue:  # the thread waits for the disk, and so would this
+            raise self._unwritten("the disk does not answer")
         if self._waiting >= _MOST_WAITING:
             raise self._unwritten("too many lines wait")
         done: Future[None] = Future()
@@ -43,6 +45,8 @@ class AuditWriter:
         try:
             await asyncio.wait_for(asyncio.shield(waits), self._wait_s)
         except TimeoutError:
+            self._overdue += 1
+            waits.add_done_callback(self._is_no_longer_overdue)
             raise self._unwritten(f"the disk took longer than {self._wait_s:g} s") from None
         except OSError as error:
             raise self._unwritten(error.strerror or str(error)) from None
@@ -58,6 +62,9 @@ class AuditWriter:
         self._waiting -= 1
         if not waits.cancelled():
             waits.exception()  # whoever waits hears of it
+
+    def _is_no_longer_overdue(self, _: asyncio.Future[None]) -> None:
+        self._overdue -= 1
 
     def _unwritten(self, reason: str) -> ServerError:
         if not self._failing:  # once, and not for each of the requests that it fails

@@ -92,7 +92,11 @@ def _leads(report: Entry, known: list[Entry]) -> list[tuple[str, Entry]]:
 
 
 def _hash(folder: str, prompt: str) -> str:
-    key = known_key(folder)
+    try:
+        key = known_key(folder)
+    except OSError as error:
+        problem = f"audit_log {folder}: the key of prompts' hashes cannot be read: {error.strerror}"
+        raise ArgumentError(problem, parameter="audit_log") from None
     if key is None:
         raise ArgumentError(f"audit_log {folder} has no key of prompts' hashes", parameter="audit_log")
     return hash_text(key, prompt)

@@ -75,7 +75,10 @@ def test_prompts_have_the_same_hash_under_one_key_and_folders_have_their_own(tmp
     keys = [read_key(str(folder)) for folder in folders]
     assert read_key(str(folders[0])) == keys[0] != keys[1]
     assert (folders[0] / "prompt-hashes.key").stat().st_mode & 0o077 == 0
-    assert [os.listdir(folder) for folder in folders] == [["prompt-hashes.key"]] * 2
+    assert [sorted(os.listdir(folder)) for folder in folders] == [[".prompt-hashes.lock", "prompt-hashes.key"]] * 2
+    (folders[1] / "prompt-hashes.key").write_bytes(b"")  # under which anybody could hash
+    with pytest.raises(OSError, match="it has 0 bytes, and at least 16 are needed"):
+        read_key(str(folders[1]))
     assert hash_text(keys[0], "a fox") == hash_text(keys[0], "a fox") != hash_text(keys[1], "a fox")
 
 
