@@ -88,7 +88,7 @@ def _measure(checker: words.Words, kind: str, texts: list[str], seconds: float) 
     prompts = [Prompt(text) for text in texts]
     found = sum(map(bool, checker.check_prompts(prompts)))
     end, fastest = time.perf_counter() + seconds, float("inf")
-    while time.perf_counter() < end:
+    while fastest == float("inf") or time.perf_counter() < end:
         start = time.perf_counter()
         checker.check_prompts(prompts)
         fastest = min(fastest, time.perf_counter() - start)
