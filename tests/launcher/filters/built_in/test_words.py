@@ -65,6 +65,11 @@ def test_the_lists_find(shipped: words.Words, prompt: str, category: str, score:
     assert scores.get(category) == score
 
 
+def test_what_is_suggestive_alone_is_not_of_minors(shipped: words.Words) -> None:
+    asked = [Prompt("chica de pelo negro, sexy"), Prompt("a sensual dance, C minor"), Prompt("sexy, 18 years old")]
+    assert shipped.check_prompts(asked) == [{"sexual": 0.3}] * 3
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
@@ -82,6 +87,9 @@ def test_the_lists_find(shipped: words.Words, prompt: str, category: str, score:
         "出口交易会", "异性爱", "15岁的男孩在踢球", "裸露的岩石", "爱情色彩", "角色情感",
         "f/1.8, 50mm, 1girl, 8k, (masterpiece:1.2)", "3D render, t-shirt, rock'n'roll, x-ray, A-10, mp4", "!!!", "",
         "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z", "1 2 3 4 5 6 7 8 9 0", "<lora:detail:0.8>",
+        "juste en dessous, des enfants jouent", "抵抗诱惑的孩子", "個性的な帽子の子供", "女性感到快乐",
+        "成人向けの絵画教室の子供", "an orgy of colours, children painting", "un verre au-dessous, bébé",
+        "a kind minor character in C minor",
         *PROMPTS, "; ".join(PROMPTS), "\n".join(PROMPTS).upper(),
     ],
 )  # fmt: skip
