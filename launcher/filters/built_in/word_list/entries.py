@@ -1,13 +1,12 @@
 """What a list of words says. One file a list, in UTF-8:
 
-    # a comment, until the end of the line
-    [sexual]                        a category, whose entries count 1
-    porn*, x-rated                  entries, between commas or lines; * at the end of a word: however it goes on
-    [sexual 0.5]                    a category whose entries count 0.5
-    nude, nud{ity|ism|ist|ists}     {…|…}: each of these; {1-17}: each of these numbers
-    [sexual/minors with sexual]     entries that count in a prompt in which some other entry of sexual is found
+    [sexual]                        # a category, whose entries count 1
+    porn*, x-rated                  # entries, between commas or lines; * at the end of a word: however it goes on
+    [sexual 0.5]                    # a category whose entries count 0.5
+    nude, nud{ity|ism|ist|ists}     # {…|…}: each of these; {1-17}: each of these numbers
+    [sexual/minors with sexual]     # entries that count in a prompt in which some other entry of sexual is found
     child{|ren}, {1-17} years old
-    [except]                        what holds a listed word and is none of it
+    [except]                        # what holds a listed word and is none of it
     naked mole rat{|s}
 
 Words before any category are of the category `listed`.

@@ -146,6 +146,16 @@ def test_a_file_or_a_folder_stands_for_the_shipped_lists(tmp_path: Path) -> None
         assert words.make(path, options).check_prompts(asked) == expected
 
 
+def test_the_list_in_the_documentation_is_one(tmp_path: Path) -> None:
+    lines = (Path(__file__).parents[4] / "docs" / "filters.md").read_text().splitlines()
+    start = lines.index("    # Entries stand between commas or lines.")
+    (tmp_path / "own.txt").write_text("\n".join(lines[start : lines.index("", start)]))
+    own = words.make(words.check_options(str(tmp_path), {}), {})
+    asked = [Prompt("cannonball"), Prompt("a cannonball tree"), Prompt("sw0rds, 6 years old"), Prompt("a child")]
+    expected: list[dict[str, float]] = [{"violence": 1.0}, {}, {"violence": 0.5, "violence/minors": 1.0}, {}]
+    assert own.check_prompts(asked) == expected
+
+
 def test_a_path_is_that_of_where_the_option_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my words.txt").write_text("lynx")
     monkeypatch.chdir(tmp_path)
