@@ -78,7 +78,7 @@ class Chat(ByUrl):
     """
 
     def __init__(
-        self, service: Service, settings: Mapping[str, object], style: Style, *, negative: bool = True
+        self, service: Service, settings: Mapping[str, object], style: Style, *, negative: bool = False
     ) -> None:
         super().__init__(service, negative=negative)
         self._settings, self._style = settings, style

@@ -39,7 +39,7 @@ class Moderation(ByUrl):
     """Asks for scores by category. What the service flags has at least `_FLAGGED`, from which a category blocks where
     the operator has said nothing."""
 
-    def __init__(self, service: Service, model: str | None, *, negative: bool = True) -> None:
+    def __init__(self, service: Service, model: str | None, *, negative: bool = False) -> None:
         super().__init__(service, negative=negative)
         self._model = {} if model is None else {"model": model}
 

@@ -1,7 +1,8 @@
-"""A filter of words: `words[:FILE_OR_FOLDER][,languages=en/de][,negative=no]`.
+"""A filter of words: `words[:FILE_OR_FOLDER][,languages=en/de][,negative=yes]`.
 
 Its own lists, unless a file or a folder of `*.txt` files is given, which stands for them; with languages beside it both
-count. `word_list/entries.py` says what a list looks like.
+count. Negative prompts name what must not be drawn, as in "nsfw, nude, lowres", so that they count only where that is
+asked for. `word_list/entries.py` says what a list looks like.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _read(file: Path, most: int) -> tuple[str, int]:
 
 
 def _negative(options: Mapping[str, str]) -> bool:
-    given = options.get("negative", "yes")
+    given = options.get("negative", "no")
     if given not in ("yes", "no"):
         raise _error(ArgumentError.of("negative=", "yes or no", given).message)
     return given == "yes"

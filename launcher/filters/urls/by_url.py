@@ -19,7 +19,7 @@ class ByUrl:
     negative: whether negative prompts are asked about, too.
     """
 
-    def __init__(self, service: Service, *, negative: bool = True) -> None:
+    def __init__(self, service: Service, *, negative: bool = False) -> None:
         self._service, self._negative = service, negative
 
     @property

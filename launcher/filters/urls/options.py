@@ -48,8 +48,8 @@ def make_service(name: str, route: str, value: str, options: Mapping[str, str]) 
 
 
 def checks_negative(name: str, options: Mapping[str, str]) -> bool:
-    """Whether negative prompts are asked about, too. Raises `ArgumentError`."""
-    return is_yes(name, options, "negative", default="yes")
+    """Whether negative prompts, which name what must not be drawn, are asked about, too. Raises `ArgumentError`."""
+    return is_yes(name, options, "negative")
 
 
 def is_yes(name: str, options: Mapping[str, str], key: str, *, default: str = "no") -> bool:

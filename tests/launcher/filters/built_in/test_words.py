@@ -117,12 +117,13 @@ def test_every_list_has_the_same_categories_and_none_twice_the_same_entry() -> N
         assert len(kept) == len(set(kept)), (file.stem, {text for text in kept if kept.count(text) > 1})
 
 
-def test_a_negative_prompt_counts_unless_the_operator_says_no(shipped: words.Words) -> None:
+def test_a_negative_prompt_counts_only_where_the_operator_says_so(shipped: words.Words) -> None:
     prompt = Prompt("a lake", negative="p0rn, blurry")
-    assert shipped.check_prompts([prompt, Prompt("a lake", "blurry")]) == [{"sexual": 1.0}, {}]
-    assert words.make("", {"negative": "no", "languages": "en"}).check_prompts([prompt]) == [{}]
+    assert shipped.check_prompts([prompt, Prompt("a nude", negative="porn")]) == [{}, {"sexual": 0.5}]
+    strict = words.make("", {"negative": "yes", "languages": "en"})
+    assert strict.check_prompts([prompt, Prompt("a lake", "blurry")]) == [{"sexual": 1.0}, {}]
     both = Prompt("a nude", negative="porn, gore")
-    assert shipped.check_prompts([both]) == [{"sexual": 1.0, "violence/graphic": 0.5}]
+    assert strict.check_prompts([both]) == [{"sexual": 1.0, "violence/graphic": 0.5}]
 
 
 def test_languages_choose_among_the_shipped_lists() -> None:
@@ -159,8 +160,8 @@ def test_the_list_in_the_documentation_is_one(tmp_path: Path) -> None:
 def test_a_path_is_that_of_where_the_option_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my words.txt").write_text("lynx")
     monkeypatch.chdir(tmp_path)
-    spec = read_spec("words:my words.txt,negative=no,block=listed:0.5")
-    assert (spec.value, spec.options) == (str(tmp_path / "my words.txt"), {"negative": "no"})
+    spec = read_spec("words:my words.txt,negative=yes,block=listed:0.5")
+    assert (spec.value, spec.options) == (str(tmp_path / "my words.txt"), {"negative": "yes"})
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_shieldgemma_is_asked_about_each_policy_and_each_text(stand_in: StandIn,
 
     stand_in.reply = reply
     prompts = [Prompt("sexual", "hate"), Prompt("a cat"), Prompt("dangerous", "")]
-    scores = made(style="shieldgemma").check_prompts(prompts)
+    scores = made(style="shieldgemma", negative="yes").check_prompts(prompts)
     found = [{"sexual", "hate"}, set(), {"dangerous"}]
     assert scores == [
         pytest.approx({category: 0.9 if category in each else 0.1 for category in POLICIES}) for each in found
@@ -155,11 +155,11 @@ def test_pictures_are_shown_with_their_prompt_to_models_that_see(stand_in: Stand
     assert shown["image_url"]["url"].startswith("data:image/jpeg;base64,")
 
 
-def test_negative_prompts_can_be_left_out(stand_in: StandIn, made: Make) -> None:
+def test_negative_prompts_are_asked_about_where_that_is_wanted(stand_in: StandIn, made: Make) -> None:
     stand_in.reply = lambda body: answer("unsafe\nS1" if "nude" in str(body) else "safe")
     prompt = Prompt("a statue", "nude")
-    assert made().check_prompts([prompt]) == [{"unsafe": 0.0, "S1": 1.0}]
-    assert made(negative="no").check_prompts([prompt]) == [{"unsafe": 0.0}]
+    assert made(negative="yes").check_prompts([prompt]) == [{"unsafe": 0.0, "S1": 1.0}]
+    assert made().check_prompts([prompt]) == [{"unsafe": 0.0}]
 
 
 def test_nothing_is_asked_about_blank_texts(stand_in: StandIn, made: Make) -> None:

@@ -23,7 +23,7 @@ NOTHING = Reply({"results": [{"flagged": False}]})
 @pytest.fixture
 def asked(stand_in: StandIn) -> Iterator[Moderation]:
     with stand_in.tried_out(NOTHING):
-        made = moderation.make(f"{stand_in.url}/v1", {"model": "omni-moderation-latest"})
+        made = moderation.make(f"{stand_in.url}/v1", {"model": "omni-moderation-latest", "negative": "yes"})
     made.patience_s = PATIENCE_S
     yield made
     made._service.close()
@@ -64,13 +64,13 @@ def test_blank_texts_are_not_asked_about(stand_in: StandIn, asked: Moderation) -
     assert asked.check_prompts([]) == []
 
 
-def test_negative_prompts_can_be_left_out(stand_in: StandIn) -> None:
+def test_negative_prompts_are_asked_about_where_that_is_wanted(stand_in: StandIn) -> None:
     stand_in.reply = lambda body: Reply({"results": [result(hate=0.3) for _ in body["input"]]})
     with stand_in.tried_out(NOTHING):
-        made = moderation.make(stand_in.url, {"negative": "no"})
-    made.patience_s = PATIENCE_S
-    assert made.check_prompts([Prompt("x", "y")]) == [{"hate": 0.3}]
-    assert [body["input"] for body in stand_in.asked] == [["x"]]
+        made, strict = (moderation.make(stand_in.url, options) for options in ({}, {"negative": "yes"}))
+    made.patience_s = strict.patience_s = PATIENCE_S
+    assert made.check_prompts([Prompt("x", "y")]) == strict.check_prompts([Prompt("x", "y")]) == [{"hate": 0.3}]
+    assert [body["input"] for body in stand_in.asked] == [["x"], ["x", "y"]]
 
 
 def test_each_picture_is_a_question_and_large_ones_are_reduced(stand_in: StandIn, asked: Moderation) -> None:
