@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -76,14 +77,18 @@ def test_a_filter_that_dies_at_one_engine_costs_a_cluster_nothing(server: Served
     assert np.abs(again.astype(int) - before).max() <= 1  # by either engine
 
 
-def test_a_picture_is_reported_and_the_report_is_read(server: Served) -> None:
-    (image,) = server.post(PATH, BODY | {"seed": 77, "user": "somebody"}).json()["data"]
+def test_a_reported_picture_leads_to_the_request_that_made_it(server: Served) -> None:
+    drawn = server.post(PATH, BODY | {"seed": 77, "user": "somebody"})
+    (image,) = drawn.json()["data"]
     assert server.ask("GET", "/v1/settings").json()["reports"]
     report = server.post("/v1/reports", {"image": image["b64_json"], "reason": "It is mine."})
     assert report.status_code == 200, report.text
     code, stdout, stderr = server.marked.run_krea2("audit", "reports", "--audit-log", str(audit(server)), "--json")
     assert code == 0, stderr
-    assert "It is mine." in stdout
+    (report,) = map(json.loads, stdout.splitlines())
+    assert report["reason"] == "It is mine."
+    leads = [lead for lead in report["leads"] if lead["request_id"].startswith(drawn.headers["x-request-id"])]
+    assert [(lead["event"], lead["user"], lead["seed"]) for lead in leads] == [("image", "somebody", 77)]
 
 
 def audit(server: Served) -> Path:
