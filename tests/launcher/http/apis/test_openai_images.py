@@ -139,11 +139,11 @@ def test_a_partial_image_does_not_come_after_a_later_one(run_folder: Path, monke
     encode, calls = finishing.encode_preview, itertools.count()
     later, first = threading.Event(), threading.Event()  # whether these are encoded
 
-    def encode_the_first_last(*arguments: Any) -> bytes:
+    def encode_the_first_last(*arguments: Any, **named: Any) -> bytes:
         number = next(calls)
         if number == 0:
             assert later.wait(DEADLINE_S)
-        file = encode(*arguments)
+        file = encode(*arguments, **named)
         (first if number == 0 else later).set()
         return file
 
