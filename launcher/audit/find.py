@@ -9,6 +9,7 @@ from typing import Literal
 from launcher.audit.entries import Entry
 from launcher.audit.fingerprint import Fingerprint
 from launcher.audit.hashes import distance
+from launcher.messages.client_messages import SHOWN_ID
 
 ALIKE = 8  # bits that differ, at most, of a picture that is taken for a copy
 
@@ -50,9 +51,8 @@ def find_picture(entries: Iterable[Entry], picture: Fingerprint, *, most: int = 
 def of_request(entry: Entry, request_id: str) -> bool:
     """Whether a line is about a request, by the engine's id or by the X-Request-ID of its answer, with which that
     begins."""
-    return entry.request_id is not None and (
-        entry.request_id == request_id or entry.request_id.rpartition(".")[0] == request_id
-    )
+    known = entry.request_id or ""
+    return known == request_id or ("." in known and known.rpartition(".")[0] == request_id[:SHOWN_ID])
 
 
 def select(

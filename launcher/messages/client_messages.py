@@ -15,6 +15,7 @@ from launcher.messages.message_parts import LoadedLora, LoraChoice, MergedLora, 
 
 PROTOCOL_VERSION = 5
 LONGEST_REQUEST_ID = 64  # characters
+SHOWN_ID = 50  # characters of an HTTP request's id that the engine's begins with
 RequestId = Annotated[str, msgspec.Meta(min_length=1, max_length=LONGEST_REQUEST_ID)]
 LONGEST_IDEMPOTENCY_KEY = 255  # characters
 MODERATIONS = ("auto", "low")  # the two sets of the filters' thresholds, by OpenAI's names

@@ -17,7 +17,13 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError, error_from_code
 from launcher.client.results import Event, Result, Usage
 from launcher.http.answers.link import Link
-from launcher.messages.client_messages import LONGEST_IDEMPOTENCY_KEY, Accepted, Generate, is_idempotency_key
+from launcher.messages.client_messages import (
+    LONGEST_IDEMPOTENCY_KEY,
+    SHOWN_ID,
+    Accepted,
+    Generate,
+    is_idempotency_key,
+)
 from launcher.messages.configs import HttpConfig
 from launcher.messages.message_parts import Outpaint
 from launcher.messages.parameter_names import ALIASES, in_own_names, read_size
@@ -32,7 +38,6 @@ PARAMETERS = frozenset(
 )
 _PLAIN_NAME = re.compile(r"[\w./:@+-]{1,80}", re.ASCII)  # of a model, which a shell takes as it is
 _LONGEST_NAME = 512  # characters of any model's, which each event of a stream repeats
-_SHOWN_ID = 50  # characters of a client's id that the engine's begins with
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Studio:
         request_id = request.state.request_id
         # The client's own id may come again: from proxies that give one to many requests, and from clients that
         # hang up and try again, and would get the end of the request that they gave up.
-        message, warnings = to_generate(given, f"{request_id[:_SHOWN_ID]}.{secrets.token_hex(4)}", self.model)
+        message, warnings = to_generate(given, f"{request_id[:SHOWN_ID]}.{secrets.token_hex(4)}", self.model)
         if files:
             if not self.config.engine.image_input:
                 raise ArgumentError(NO_PICTURES, parameter="image")

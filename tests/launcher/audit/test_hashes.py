@@ -91,6 +91,10 @@ def test_lines_are_selected_by_what_they_have() -> None:
     def found(**wanted: str | tuple[str, ...]) -> list[int | None]:
         return [entry.seed for entry in select(entries, **wanted)]  # type: ignore[arg-type]
 
+    entries.append(Entry(time="2026-11-30T12:00:00.000Z", event="held", request_id="x" * 50 + ".1f", seed=3))
+    assert found(request_id="x" * 64) == found(request_id="x" * 50) == found(events=("held",)) == [3]
+    assert found(request_id="x" * 49) == []
+    entries.pop()
     assert found() == [1, 2]
     assert found(events=("image", "held")) == found(request_id="abc") == found(request_id="abc.1f") == [1]
     assert found(user="u") == found(key="ann") == found(until="2026-11-30T10") == [1]
