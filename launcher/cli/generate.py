@@ -13,7 +13,7 @@ import click
 from msgspec.structs import replace
 
 from engine.config.model_config import ModelConfig
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, FilterUnavailableError, ModerationBlockedError
 from launcher.auto_mode.prediction import Workload
 from launcher.cli.explain import ExplainedCommand, Explaining, explain_option
 from launcher.cli.options.as_typed import LineError
@@ -158,9 +158,14 @@ def generate(
                 if one.parameters.get("seed") == RANDOM_SEED:
                     progress.print(f"seed of {one.where}: {request.seed}")
             ahead = min(_REQUESTS_AHEAD, config.limits.max_queue)
-            making = _make_images(client.asynchronous, requests, pictures, paths, progress, explaining, ahead=ahead)
-            client.run(making)
-            progress.end([each.seed + index for each in checked for index in range(each.num_images)])
+            wheres = [one.where or f"prompt {number}" for number, one in enumerate(asked, 1)]
+            making = _make_images(
+                client.asynchronous, requests, wheres, pictures, paths, progress, explaining, ahead=ahead
+            )
+            seeds, held_back = client.run(making)
+            progress.end(seeds)
+    if held_back:
+        raise ModerationBlockedError(f"content filters held back {held_back} of {len(requests)} prompts, as told above")
 
 
 def _make_requests(
@@ -234,17 +239,23 @@ def _name_images(requests: Sequence[Generate], asked: Sequence[Asked], names: Se
 async def _make_images(
     client: AsyncClient,
     requests: list[Generate],
+    wheres: Sequence[str],
     pictures: Pictures,
     paths: list[Path],
     progress: GenerateProgress,
     explaining: Explaining,
     *,
     ahead: int,
-) -> None:
-    """Send the requests, at most `ahead` at a time, and write every image to its path as it comes."""
+) -> tuple[list[int], int]:
+    """Send the requests, at most `ahead` at a time, and write every image to its path as it comes.
+
+    Returns the seeds of the images, and of how many requests content filters held some back, which ends no other.
+    wheres: what each request is called then.
+    """
     from launcher.client.results import ImageFile, Result
 
     turn = asyncio.Semaphore(ahead)
+    made: list[list[int]] = [[] for _ in requests]  # seeds, by request
 
     async def make(index: int, request: Generate, request_paths: list[Path]) -> None:
         steps_done = 0
@@ -259,9 +270,21 @@ async def _make_images(
                     path = request_paths[event.index]
                     await asyncio.to_thread(write_file, path, event.file)
                     progress.image_done(path)
+                    made[index].append(event.seed)
                 elif isinstance(event, Result):
                     explaining.add(event)
 
+    async def make_unless_held_back(index: int, request: Generate, request_paths: list[Path]) -> bool:
+        try:
+            await make(index, request, request_paths)
+        except (ModerationBlockedError, FilterUnavailableError) as error:
+            if len(requests) == 1:
+                raise
+            progress.print(f"error: {wheres[index]}: {error.message}")
+            return False
+        return True
+
     rest = iter(paths)
-    each = (make(index, one, list(islice(rest, one.num_images))) for index, one in enumerate(requests))
-    await asyncio.gather(*each)
+    each = (make_unless_held_back(index, one, list(islice(rest, one.num_images))) for index, one in enumerate(requests))
+    done = await asyncio.gather(*each)
+    return [seed for seeds in made for seed in sorted(seeds)], done.count(False)

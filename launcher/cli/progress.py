@@ -86,9 +86,9 @@ class GenerateProgress:
     def end(self, seeds: Sequence[int]) -> None:
         """Say in a last line what was made, from which seeds, and how long that took."""
         self.close()
-        images = "1 image" if self._images == 1 else f"{self._images} images"
+        images = "1 image" if len(seeds) == 1 else f"{len(seeds)} images"
         took = f"{self._clock() - self._began:.1f} s, after {self._began - self._launched:.1f} s of loading"
-        self.print(f"{images} in {took}; {_shown_seeds(seeds)}")
+        self.print(f"{images} in {took}; {_shown_seeds(seeds)}" if seeds else f"no image in {took}")
 
     def close(self) -> None:
         """Take away what is shown."""

@@ -72,7 +72,7 @@ def blocked_error(findings: Sequence[Finding], parameter: str | None = None) -> 
         "prompt": "the negative prompt" if parameter == "negative_prompt" else "the prompt",
         "upload": "the picture that was sent",
     }.get(finding.kind, "the image")
-    message = f"{what} was blocked by this server's content filter {finding.filter} ({finding.category})"
+    message = f"{what} was blocked by the content filter {finding.filter} ({finding.category})"
     error = BlockedError(message, parameter=parameter, category=finding.category)
     error.findings = tuple(findings)
     return error

@@ -138,7 +138,7 @@ class Finishing:
             raise blocked_error(judged.findings)
         if judged.action == BLUR:
             found = next(finding for finding in judged.findings if finding.action == BLUR)
-            told = f"the image was blurred by this server's content filter {found.filter} ({found.category})"
+            told = f"the image was blurred by the content filter {found.filter} ({found.category})"
             judged = replace(judged, warnings=(*judged.warnings, told))
         return judged
 

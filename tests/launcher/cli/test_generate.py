@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+from collections.abc import AsyncIterator, Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,8 +18,14 @@ from safetensors.torch import load_file
 import engine
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
+from engine.errors import FilterUnavailableError, ModerationBlockedError
 from launcher import Client
+from launcher.cli.explain import Explaining
+from launcher.cli.generate import _make_images
+from launcher.cli.progress import GenerateProgress
+from launcher.client.results import ImageFile
 from launcher.disclosure.xmp import DRAWN
+from launcher.messages.client_messages import Generate
 from launcher.requests.image_metadata import read_made
 from tests.engine.checkpoint.layouts.layouts import (
     language_model,
@@ -201,3 +211,34 @@ def test_a_missing_part_is_named(krea2: Krea2, tmp_path: Path) -> None:
     assert message.startswith("error: missing: --text-encoder, --tokenizer; give each as a file or a folder")
     assert message.endswith(f" beside {two}, which holds the DiT and a VAE\n")
     assert stderr.startswith("error: missing: --text-encoder, --vae, --tokenizer; give each as a file or a folder")
+
+
+def test_what_filters_hold_back_ends_no_other_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Filtered:
+        async def follow(self, request: Generate, files: object) -> AsyncIterator[ImageFile]:
+            for index in range(request.num_images):
+                if (request.prompt, index) == ("bad image", 1):
+                    raise ModerationBlockedError("the image was blocked")
+                if request.prompt == "late filter":
+                    raise FilterUnavailableError("the filter is late")
+                yield ImageFile("", 1, index, (request.seed or 0) + index, 16, 16, "png", request.prompt.encode())
+                await asyncio.sleep(0)
+
+    class NoPictures:
+        def read(self, index: int) -> Mapping[str, bytes]:
+            return {}
+
+    async def make(*prompts: str) -> tuple[list[int], int]:
+        asked = [Generate(request_id="", prompt=each, seed=10 * n, num_images=2) for n, each in enumerate(prompts)]
+        wheres = [f"line {number}" for number, _ in enumerate(prompts, 1)]
+        paths = [tmp_path / f"{number}.png" for number in range(2 * len(prompts))]
+        with closing(GenerateProgress([1] * len(paths))) as progress, closing(Explaining(None, print)) as explaining:
+            made: Any = (Filtered(), asked, wheres, NoPictures(), paths, progress, explaining)
+            return await _make_images(*made, ahead=2)
+
+    assert asyncio.run(make("first", "late filter", "bad image", "last")) == ([0, 1, 20, 30, 31], 2)
+    assert sorted(os.listdir(tmp_path)) == ["0.png", "1.png", "4.png", "6.png", "7.png"]
+    told = capsys.readouterr().err.splitlines()
+    assert told == ["error: line 2: the filter is late", "error: line 3: the image was blocked"]
+    with pytest.raises(ModerationBlockedError, match=r"^the image was blocked$"):
+        asyncio.run(make("bad image"))

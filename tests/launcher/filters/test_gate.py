@@ -61,7 +61,7 @@ def test_a_prompt_that_one_of_several_blocks_is_an_error_with_its_category(gate:
     with pytest.raises(BlockedError) as raised:
         run(gate.check_prompt(Prompt("finds:weapons=0.6 finds:plain=0.3")))
     error = raised.value
-    assert error.message == "the prompt was blocked by this server's content filter second (weapons)"
+    assert error.message == "the prompt was blocked by the content filter second (weapons)"
     assert (error.code, error.parameter, error.category) == ("moderation_blocked", "prompt", "weapons")
     assert error.findings == (
         Finding("first", "prompt", "log", "plain", 0.3),

@@ -59,10 +59,10 @@ def test_findings_of_all_are_kept_the_strictest_first() -> None:
 @pytest.mark.parametrize(
     ("kind", "parameter", "message"),
     [
-        ("prompt", "prompt", "the prompt was blocked by this server's content filter f (nude)"),
-        ("prompt", "negative_prompt", "the negative prompt was blocked by this server's content filter f (nude)"),
-        ("upload", "image", "the picture that was sent was blocked by this server's content filter f (nude)"),
-        ("image", None, "the image was blocked by this server's content filter f (nude)"),
+        ("prompt", "prompt", "the prompt was blocked by the content filter f (nude)"),
+        ("prompt", "negative_prompt", "the negative prompt was blocked by the content filter f (nude)"),
+        ("upload", "image", "the picture that was sent was blocked by the content filter f (nude)"),
+        ("image", None, "the image was blocked by the content filter f (nude)"),
     ],
 )
 def test_the_error_names_filter_and_category(kind: str, parameter: str | None, message: str) -> None:

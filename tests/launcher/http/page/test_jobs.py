@@ -134,7 +134,7 @@ def test_what_was_finished_before_a_request_was_cancelled_is_kept_and_the_rest_c
 def test_a_picture_that_a_filter_holds_back_is_told_of_and_none_of_its_pixels_stay(
     page: Page, server: FakeServer
 ) -> None:
-    blocked = "image 1 was blocked by this server's content filter words (nudity)"
+    blocked = "image 1 was blocked by the content filter words (nudity)"
     server.held = True
     open_page(page, server)
     generate(page)
@@ -156,7 +156,7 @@ def test_a_picture_that_a_filter_holds_back_is_told_of_and_none_of_its_pixels_st
 
 
 def test_a_prompt_that_a_filter_blocks_is_told_of_where_it_stands(page: Page, server: FakeServer) -> None:
-    blocked = "the prompt was blocked by this server's content filter words (violence)"
+    blocked = "the prompt was blocked by the content filter words (violence)"
     server.refusals = [Refusal(400, blocked, "prompt", code="moderation_blocked")]
     open_page(page, server)
     generate(page)

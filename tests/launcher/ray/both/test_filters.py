@@ -20,8 +20,8 @@ pytestmark = pytest.mark.cluster
 NUDE = {"prompt": f"{PROMPT} finds:nude=0.9"}
 LOW = {"moderation": "low"}
 RED = LOW | {"prompt": "a white star on a red background"}
-SAID_OF_PROMPT = "the prompt was blocked by this server's content filter python (nude)"
-SAID_OF_IMAGE = "the image was blocked by this server's content filter python (red)"
+SAID_OF_PROMPT = "the prompt was blocked by the content filter python (nude)"
+SAID_OF_IMAGE = "the image was blocked by the content filter python (red)"
 
 
 def blocked(answer: httpx.Response) -> tuple[str, str | None]:
