@@ -156,7 +156,7 @@ class Gate:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            return await workers.check(method, item, later=kind == "preview")
+            return await workers.check(method, item)
         except CheckFailedError as error:
             self._on_failure(workers.spec.label, error.reason)
             raise

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.filters.child import CheckFailedError, FilterProcess
@@ -13,66 +11,16 @@ from launcher.filters.exchange import METHODS, Method
 from launcher.filters.protocol import Picture, Prompt, Scores
 from launcher.filters.spec import call_timeout_s
 from launcher.filters.verdicts import DEFAULT_THRESHOLDS
+from launcher.filters.waiting import Check, Waiting, fail_check
 from launcher.logs import log_event, log_exception
 from launcher.messages.configs import FilterSpec
+from launcher.messages.encoding import describe
 from launcher.processes import TERMINATE_S
 
 BATCH = 8
-_BATCH_BYTES = 2**27  # of a batch's pictures, unless one alone has more
-_MOST_WAITING = 4096
 _LEAST_PATIENCE_S = 1.0  # for a check that is tried again
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0  # before a process is started again that could not be, or did nothing
 _SHUT = "the server is shutting down"
-
-
-@dataclass(eq=False)
-class _Check:
-    """A prompt or picture, by when it is to be done, in the loop's time, and how often a process has failed over it."""
-
-    method: Method
-    item: Prompt | Picture
-    deadline: float
-    answer: asyncio.Future[Any]
-    failures: int = 0
-
-
-@dataclass
-class _Queue:
-    """What waits. again: for a second try, each alone, since any of a batch may have been why it failed. later:
-    previews, for which nobody waits as for an image."""
-
-    again: deque[_Check] = field(default_factory=deque)
-    soon: deque[_Check] = field(default_factory=deque)
-    later: deque[_Check] = field(default_factory=deque)
-
-    def __len__(self) -> int:
-        return len(self.again) + len(self.soon) + len(self.later)
-
-    def take(self, most: int) -> list[_Check]:
-        """Take what is to be checked next: of one method, without what nobody waits for any more."""
-        for queue in (self.again, self.soon, self.later):
-            while queue and queue[0].answer.done():
-                queue.popleft()
-        if self.again:
-            return [self.again.popleft()]
-        queue = self.soon or self.later
-        batch: list[_Check] = []
-        size = 0
-        while queue and len(batch) < most:
-            check = queue[0]
-            size += len(check.item.rgb) if isinstance(check.item, Picture) else 0
-            if batch and (check.method != batch[0].method or size > _BATCH_BYTES):
-                break
-            queue.popleft()
-            if not check.answer.done():
-                batch.append(check)
-        return batch
-
-    def fail(self, error: CheckFailedError) -> None:
-        """Fail all that wait."""
-        for queue in (self.again, self.soon, self.later):
-            while queue:
-                _fail(queue.popleft(), error)
 
 
 class Workers:
@@ -86,7 +34,7 @@ class Workers:
         self.methods: tuple[Method, ...] = METHODS
         self.thresholds: dict[str, float] = DEFAULT_THRESHOLDS
         self.retry_after_s = 1.0
-        self._queue = _Queue()
+        self._queue = Waiting()
         self._wakes: set[asyncio.Event] = set()
         self._processes: set[FilterProcess] = set()
         self._up = 0  # processes
@@ -116,26 +64,26 @@ class Workers:
             raise
         self._tasks = [asyncio.create_task(self._work_on(process)) for process in processes]
 
-    async def check(self, method: Method, item: Prompt | Picture, *, later: bool = False) -> Any:
-        """Have something checked or marked: returns `Scores`, or the rgb with its mark. Raises `CheckFailedError`.
-
-        later: let everything else go first.
-        """
+    async def check(self, method: Method, item: Prompt | Picture) -> Any:
+        """Have something checked or marked: returns `Scores`, or the rgb with its mark. Raises `CheckFailedError`."""
         if self._closed:
             raise CheckFailedError("start", _SHUT)
         if self._up == 0 and self._problem is not None:
             raise CheckFailedError("start", self._problem)
-        if len(self._queue) >= _MOST_WAITING:
+        if self._queue.is_full_for(item):
             raise CheckFailedError("full", f"{len(self._queue)} checks wait")
         loop = asyncio.get_running_loop()
-        check = _Check(method, item, loop.time() + self.spec.timeout_s, loop.create_future())
-        (self._queue.later if later else self._queue.soon).append(check)
+        check = Check(method, item, loop.time() + self.spec.timeout_s, loop.create_future())
+        self._queue.add(check)
         self._wake()
         try:
             async with asyncio.timeout_at(check.deadline):
                 return await check.answer
         except TimeoutError:
             raise CheckFailedError("late", f"it was not done within {self.spec.timeout_s:g} s") from None
+        finally:
+            if check.answer.cancelled():
+                self._queue.drop(check)
 
     def close(self) -> None:
         """End all processes, and fail what waits."""
@@ -187,12 +135,13 @@ class Workers:
                 try:
                     process = await self._start_one()
                     break
-                except CheckFailedError as error:
-                    log_event("filter not started", level="error", filter=self.spec.label, reason=str(error))
-                    self._problem, self.retry_after_s = str(error), pause_s
+                except Exception as error:
+                    failed = _why_not_started(error)
+                    log_event("filter not started", level="error", filter=self.spec.label, reason=str(failed))
+                    self._problem, self.retry_after_s = str(failed), pause_s
                     was_asked = False
                     if self._up == 0:
-                        self._queue.fail(error)
+                        self._queue.fail(failed)
 
     async def _use(self, process: FilterProcess) -> bool:
         """Have a process check what comes, until it fails. Returns whether there was anything."""
@@ -217,7 +166,7 @@ class Workers:
         finally:
             self._wakes.discard(wake)
 
-    async def _ask(self, process: FilterProcess, batch: Sequence[_Check]) -> bool:
+    async def _ask(self, process: FilterProcess, batch: Sequence[Check]) -> bool:
         """Have a batch checked. Returns whether the process can go on."""
         answers: Sequence[Scores] | Sequence[bytes]
         try:
@@ -235,14 +184,14 @@ class Workers:
             return kept
         except BaseException:  # the server is shutting down
             for check in batch:
-                _fail(check, CheckFailedError("start", _SHUT))
+                fail_check(check, CheckFailedError("start", _SHUT))
             raise
         for check, answer in zip(batch, answers, strict=True):
             if not check.answer.done():
                 check.answer.set_result(answer)
         return True
 
-    def _patience_s(self, batch: Sequence[_Check]) -> float:
+    def _patience_s(self, batch: Sequence[Check]) -> float:
         """How long the process may take: half of what a check has, or of what is left to those that are tried again
         each one's share, since one of them may be why the first try took too long."""
         most = call_timeout_s(self.spec)
@@ -253,12 +202,12 @@ class Workers:
         share = left / (1 + len(self._queue.again))
         return min(most, max(share, min(most, _LEAST_PATIENCE_S)))
 
-    def _try_again(self, batch: Sequence[_Check], error: CheckFailedError) -> None:
+    def _try_again(self, batch: Sequence[Check], error: CheckFailedError) -> None:
         for check in batch:
             check.failures += 1
             if check.failures > 1:
-                _fail(check, error)
-            else:
+                fail_check(check, error)
+            elif not check.answer.done():
                 self._queue.again.append(check)
         self._wake()
 
@@ -267,6 +216,8 @@ class Workers:
             wake.set()
 
 
-def _fail(check: _Check, error: CheckFailedError) -> None:
-    if not check.answer.done():
-        check.answer.set_exception(error)
+def _why_not_started(problem: Exception) -> CheckFailedError:
+    """Say why there is no process: also where no files, threads or memory are left for one, as there may be later."""
+    if isinstance(problem, CheckFailedError):
+        return problem
+    return CheckFailedError("start", f"no process can be started: {describe(problem)}")

@@ -6,9 +6,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -22,64 +20,13 @@ from launcher.filters.gate import Gate
 from launcher.filters.protocol import Picture, Prompt
 from launcher.filters.spec import read_specs
 from launcher.filters.verdicts import Finding
+from tests.launcher.filters.faulty_gate import TIMEOUT_S, filters, gate_of, run, turn, until
 from tests.launcher.filters.stand_in import FAULTS, HANG, MARKER, STAND_IN
-from tests.launcher.processes import PATIENCE_S, wait_until
+from tests.launcher.processes import wait_until
 
-TIMEOUT_S = 600.0  # of a check, half of which is for its first try
 FAST = ("dies", "stops", "garbage")
 ONCE = [pytest.param(fault, marks=() if fault in FAST else pytest.mark.slow) for fault in FAULTS]
 ALWAYS = [pytest.param(fault, marks=() if fault in ("dies", "sleeps") else pytest.mark.slow) for fault in FAULTS]
-
-
-class TurnedLoop(asyncio.SelectorEventLoop):
-    """A loop whose time can be turned on."""
-
-    ahead_s = 0.0
-
-    def time(self) -> float:
-        return super().time() + self.ahead_s
-
-
-def run(main: Coroutine[Any, Any, None]) -> None:
-    with asyncio.Runner(loop_factory=TurnedLoop) as runner:
-        runner.run(main)
-
-
-def turn(seconds: float) -> None:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, TurnedLoop)
-    loop.ahead_s += seconds
-
-
-async def until(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.005)
-
-
-def filters() -> list[psutil.Process]:
-    return [each for each in psutil.Process().children() if "_filter" in each.cmdline()]
-
-
-@asynccontextmanager
-async def gate_of(
-    faults: Path, *, options: str = "", fail_open: bool = False, more: Sequence[str] = ()
-) -> AsyncIterator[tuple[Gate, list[tuple[str, str]]]]:
-    """A gate with a filter that has faults, and the reasons of all that have failed."""
-    failures: list[tuple[str, str]] = []
-    text = f"{STAND_IN},name=mine,timeout={TIMEOUT_S:g},faults={faults}{options}"
-    gate = Gate(
-        read_specs([text, *more]),
-        fail_open=fail_open,
-        on_failure=lambda label, reason: failures.append((label, reason)),
-    )
-    await gate.start()
-    try:
-        yield gate, failures
-    finally:
-        gate.close()
-        assert not filters()
 
 
 async def outlast(faults: Path, checks: Coroutine[Any, Any, Any], *seconds: float) -> Any:
@@ -224,21 +171,6 @@ def test_whoever_waits_for_filters_that_do_not_come_up_hears_it() -> None:
             await gate.start()
         with pytest.raises(FilterUnavailableError):
             await check
-
-    run(main())
-
-
-def test_who_gives_up_keeps_nobody_waiting(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with gate_of(tmp_path, options=",most=1") as (gate, failures):
-            check = asyncio.ensure_future(gate.check_prompt(Prompt("sleeps")))
-            await until(lambda: bool([*tmp_path.iterdir()]))
-            check.cancel()
-            other = asyncio.ensure_future(gate.check_prompt(Prompt("a cat")))
-            await asyncio.sleep(0)
-            turn(TIMEOUT_S / 2 + 1)
-            assert await other == Judged()
-            assert failures == []
 
     run(main())
 

@@ -1,76 +1,61 @@
-"""What a filter is given next."""
+"""What a filter's processes are for: whoever gives up, and starts that fail for want of files."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import errno
+import gc
+import os
+import weakref
+from pathlib import Path
 
-from launcher.filters.child import CheckFailedError
+import pytest
+
+from engine.errors import FilterUnavailableError
+from launcher.filters.checks import Judged
 from launcher.filters.protocol import Picture, Prompt
-from launcher.filters.workers import _BATCH_BYTES, _Check, _Queue
+from tests.launcher.filters.faulty_gate import TIMEOUT_S, gate_of, run, turn, until
 
 
-class Answer:
-    """Stands in for a future."""
+def test_a_filter_that_no_file_is_left_for_comes_up_again_when_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left() -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    def __init__(self, is_done: bool = False) -> None:
-        self.done = lambda: is_done
-
-
-def check(name: str, size: int | None = None, *, done: bool = False) -> _Check:
-    item = Prompt(name) if size is None else Picture(1, 1, bytes(size), "image", name)
-    answer: Any = Answer(done)
-    return _Check("check_prompts" if size is None else "check_images", item, 0.0, answer)
-
-
-def taken(queue: _Queue, most: int = 8) -> list[str]:
-    items = [each.item for each in queue.take(most)]
-    return [item.text if isinstance(item, Prompt) else item.prompt for item in items]
-
-
-def test_what_came_first_goes_first_in_batches_of_one_method() -> None:
-    queue = _Queue()
-    queue.soon.extend([check("a"), check("b"), check("c", 3), check("d")])
-    assert [taken(queue) for _ in range(4)] == [["a", "b"], ["c"], ["d"], []]
-    queue.soon.extend(check(str(index)) for index in range(5))
-    assert [taken(queue, 2) for _ in range(3)] == [["0", "1"], ["2", "3"], ["4"]]
-
-
-def test_previews_wait_for_everything_else_and_a_second_try_for_nothing() -> None:
-    queue = _Queue()
-    queue.later.append(check("preview", 3))
-    queue.soon.append(check("image", 3))
-    queue.again.extend([check("again"), check("and again")])
-    assert len(queue) == 4
-    assert [taken(queue) for _ in range(4)] == [["again"], ["and again"], ["image"], ["preview"]]
-
-
-def test_what_nobody_waits_for_is_not_checked() -> None:
-    queue = _Queue()
-    queue.again.append(check("a", done=True))
-    queue.soon.extend([check("b", done=True), check("c"), check("d", done=True), check("e")])
-    queue.later.append(check("f", done=True))
-    assert taken(queue) == ["c", "e"]
-    assert taken(queue) == []
-    assert len(queue) == 0
-
-
-def test_a_batch_has_as_many_bytes_as_there_is_room_for_or_one_picture() -> None:
-    queue = _Queue()
-    half = _BATCH_BYTES // 2
-    queue.soon.extend([check("a", half), check("b", half), check("c", 3), check("d", _BATCH_BYTES + 3), check("e")])
-    assert [taken(queue) for _ in range(4)] == [["a", "b"], ["c"], ["d"], ["e"]]
-
-
-def test_a_queue_that_fails_tells_all_who_wait() -> None:
     async def main() -> None:
-        loop = asyncio.get_running_loop()
-        queue = _Queue()
-        checks = [_Check("check_prompts", Prompt("a"), 0.0, loop.create_future()) for _ in range(3)]
-        queue.soon.append(checks[0])
-        queue.later.append(checks[1])
-        queue.again.append(checks[2])
-        queue.fail(CheckFailedError("start", "gone"))
-        assert [str(each.answer.exception()) for each in checks] == ["gone"] * 3
+        async with gate_of(tmp_path) as (gate, _):
+            with monkeypatch.context() as patches:
+                patches.setattr("launcher.filters.child.socket.socketpair", none_left)
+                with pytest.raises(FilterUnavailableError):
+                    await gate.check_prompt(Prompt("dies"))
+                assert gate.not_ready == "content filter mine is down"
+            turn(1.0)
+            await until(lambda: gate.not_ready is None)
+            assert await gate.check_prompt(Prompt("a cat")) == Judged()
 
-    asyncio.run(main())
+    run(main())
+
+
+def test_who_gives_up_keeps_nobody_waiting(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with gate_of(tmp_path, options=",most=1") as (gate, failures):
+            check = asyncio.ensure_future(gate.check_prompt(Prompt("sleeps")))
+            await until(lambda: bool([*tmp_path.iterdir()]))
+            check.cancel()
+            other = asyncio.ensure_future(gate.check_prompt(Prompt("a cat")))
+            upload = Picture(1, 1, bytes(3), "upload", "a cat")
+            held = weakref.ref(upload)
+            check = asyncio.ensure_future(gate.check_prompt(Prompt("a cat"), [upload]))
+            await asyncio.sleep(0)
+            check.cancel()
+            del upload
+            await asyncio.wait([check])
+            del check
+            gc.collect()
+            assert held() is None  # nor does it keep what it brought
+            turn(TIMEOUT_S / 2 + 1)
+            assert await other == Judged()
+            assert failures == []
+
+    run(main())
