@@ -142,6 +142,7 @@ def test_a_server_says_once_what_it_serves_on_what_and_where() -> None:
         "  names    demo",
         "  keys     none: loopback only",
         "  LoRAs    ink (0.5)",
+        "  filters  none",
         "  limits   sides of 64 to 4096 pixels, 10 images a request, 256 requests waiting",
         "  stop     Ctrl-C, which finishes what runs for up to 20 s",
         "",
