@@ -37,13 +37,24 @@ def make(value: str, options: Mapping[str, str]) -> Words:
 
 
 class Words:
-    """Gives a prompt, by category, the highest score of the listed words in it. negative: whether the negative prompt
-    counts, too, as a text of its own."""
+    """Gives a prompt, by category, the highest score of the listed words in it.
+
+    categories: those of the lists. negative: whether the negative prompt counts, too, as a text of its own.
+    """
 
     def __init__(self, entries: Iterator[Entry], *, negative: bool) -> None:
         from launcher.filters.built_in.word_list.matching import WordMatcher
 
-        self._matcher = WordMatcher(entries)
+        categories: dict[str, None] = {}
+
+        def noted() -> Iterator[Entry]:
+            for entry in entries:
+                if entry.category is not None:
+                    categories[entry.category] = None
+                yield entry
+
+        self._matcher = WordMatcher(noted())
+        self.categories = tuple(categories)
         self._negative = negative
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> Sequence[Scores]:

@@ -15,6 +15,7 @@ from engine.errors import ArgumentError, ModerationBlockedError
 from launcher.filters.built_in import words
 from launcher.filters.built_in.word_list.entries import read_list
 from launcher.filters.gate import Gate
+from launcher.filters.loading import load
 from launcher.filters.protocol import Prompt
 from launcher.filters.spec import read_spec, read_specs
 from tests.fresh_interpreter import modules_after
@@ -155,6 +156,18 @@ def test_the_list_in_the_documentation_is_one(tmp_path: Path) -> None:
     asked = [Prompt("cannonball"), Prompt("a cannonball tree"), Prompt("sw0rds, 6 years old"), Prompt("a child")]
     expected: list[dict[str, float]] = [{"violence": 1.0}, {}, {"violence": 0.5, "violence/minors": 1.0}, {}]
     assert own.check_prompts(asked) == expected
+
+
+def test_a_threshold_for_a_category_that_no_list_has_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("[birds]\nwalrus\n[fish 0.3]\ntuna\n[except]\ntuna can")
+    own = f"words:{tmp_path}/own.txt"
+    assert load(read_spec(f"{own},block=fish:0.3")).categories == ("birds", "fish")
+    for spec, told in (
+        ("words,block=sexua:0.9", r"no category 'sexua', but sexual, .*; did you mean sexual\?"),
+        (f"{own},low-log=fsh:0.2", r"no category 'fsh', but birds, fish; did you mean fish\?"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            load(read_spec(spec))
 
 
 def test_a_path_is_that_of_where_the_option_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
