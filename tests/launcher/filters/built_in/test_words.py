@@ -37,6 +37,7 @@ def shipped() -> words.Words:
     [
         ("pornographic picture", "sexual", 1.0),
         ("a nude figure", "sexual", 0.5),
+        ("a woman without any clothes", "sexual", 0.5),
         ("ein nacktes Modell", "sexual", 0.5),
         ("une femme nue", "sexual", 0.5),
         ("retrato desnudo", "sexual", 0.5),
@@ -90,7 +91,14 @@ def test_what_is_suggestive_alone_is_not_of_minors(shipped: words.Words) -> None
         "A B C D E F G H I J K L M N O P Q R S T U V W X Y Z", "1 2 3 4 5 6 7 8 9 0", "<lora:detail:0.8>",
         "juste en dessous, des enfants jouent", "抵抗诱惑的孩子", "個性的な帽子の子供", "女性感到快乐",
         "成人向けの絵画教室の子供", "an orgy of colours, children painting", "un verre au-dessous, bébé",
-        "a kind minor character in C minor",
+        "a kind minor character in C minor", "the Rape of the Sabine Women by Giambologna", "Titian's Rape of Europa",
+        "Judith Beheading Holofernes, after Caravaggio", "The Beheading of St John the Baptist, altarpiece",
+        "Nude Descending a Staircase, cubist", "sex on the beach cocktail, orange slice", "a genital herpes leaflet",
+        "pubic bone, X-ray", "undressed stone wall", "nackte Katze, Sphynx", "la maja desnuda de Goya",
+        "rape e patate al forno", "голый король, сказка", "голый провод", "女性器具の店", "乳房检查宣传海报",
+        "Botticelli's Birth of Venus with cats", "Michelangelo's David, marble", "spotted dick with custard",
+        "blue tits at a feeder", "coq au vin", "breastfeeding mother, watercolour", "Lake Titicaca", "cum laude",
+        "Clitheroe castle", "muscles of the arm, anatomy plate", "Khajuraho temple at sunrise", "bloody mary",
         *PROMPTS, "; ".join(PROMPTS), "\n".join(PROMPTS).upper(),
     ],
 )  # fmt: skip
