@@ -258,11 +258,12 @@ async def _make_images(
     made: list[list[int]] = [[] for _ in requests]  # seeds, by request
 
     async def make(index: int, request: Generate, request_paths: list[Path]) -> None:
-        steps_done = 0
+        steps_done, accepted = 0, tuple[str, ...]()
         async with turn:
             async for event in client.follow(request, await asyncio.to_thread(pictures.read, index)):
                 if isinstance(event, Accepted):
-                    progress.warn(event.warnings)
+                    accepted = event.warnings
+                    progress.warn(accepted)
                 elif isinstance(event, Progress):
                     progress.advance(event.step - steps_done)
                     steps_done = event.step
@@ -272,6 +273,8 @@ async def _make_images(
                     progress.image_done(path)
                     made[index].append(event.seed)
                 elif isinstance(event, Result):
+                    of = f"{wheres[index]}: " if len(requests) > 1 else ""
+                    progress.warn(of + each for each in event.warnings if each not in accepted)
                     explaining.add(event)
 
     async def make_unless_held_back(index: int, request: Generate, request_paths: list[Path]) -> bool:

@@ -136,7 +136,8 @@ class Gate:
         try:
             await workers.start()
         except CheckFailedError as error:
-            raise LaunchError(f"content filter {workers.spec.label} cannot be started: {error}") from None
+            reason = str(error).removeprefix(f"filter {workers.spec.name}: ")
+            raise LaunchError(f"content filter {workers.spec.label} cannot be started: {reason}") from None
 
     async def _ask(
         self, workers: Workers, method: Method, kind: str, item: Prompt | Picture, moderation: str

@@ -23,7 +23,7 @@ from launcher import Client
 from launcher.cli.explain import Explaining
 from launcher.cli.generate import _make_images
 from launcher.cli.progress import GenerateProgress
-from launcher.client.results import ImageFile
+from launcher.client.results import ImageFile, Result
 from launcher.disclosure.xmp import DRAWN
 from launcher.messages.client_messages import Generate
 from launcher.requests.image_metadata import read_made
@@ -215,7 +215,7 @@ def test_a_missing_part_is_named(krea2: Krea2, tmp_path: Path) -> None:
 
 def test_what_filters_hold_back_ends_no_other_prompt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Filtered:
-        async def follow(self, request: Generate, files: object) -> AsyncIterator[ImageFile]:
+        async def follow(self, request: Generate, files: object) -> AsyncIterator[ImageFile | Result]:
             for index in range(request.num_images):
                 if (request.prompt, index) == ("bad image", 1):
                     raise ModerationBlockedError("the image was blocked")
@@ -223,6 +223,8 @@ def test_what_filters_hold_back_ends_no_other_prompt(tmp_path: Path, capsys: pyt
                     raise FilterUnavailableError("the filter is late")
                 yield ImageFile("", 1, index, (request.seed or 0) + index, 16, 16, "png", request.prompt.encode())
                 await asyncio.sleep(0)
+            if request.prompt == "last":
+                yield Result("", 1, [], [30, 31], 16, 16, "png", {}, ("the image was blurred",))
 
     class NoPictures:
         def read(self, index: int) -> Mapping[str, bytes]:
@@ -239,6 +241,10 @@ def test_what_filters_hold_back_ends_no_other_prompt(tmp_path: Path, capsys: pyt
     assert asyncio.run(make("first", "late filter", "bad image", "last")) == ([0, 1, 20, 30, 31], 2)
     assert sorted(os.listdir(tmp_path)) == ["0.png", "1.png", "4.png", "6.png", "7.png"]
     told = capsys.readouterr().err.splitlines()
-    assert told == ["error: line 2: the filter is late", "error: line 3: the image was blocked"]
+    assert told == [
+        "error: line 2: the filter is late",
+        "error: line 3: the image was blocked",
+        "warning: line 4: the image was blurred",
+    ]
     with pytest.raises(ModerationBlockedError, match=r"^the image was blocked$"):
         asyncio.run(make("bad image"))
