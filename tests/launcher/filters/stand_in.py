@@ -13,6 +13,7 @@ from typing import Any
 from launcher.filters.protocol import Picture, Prompt, Unavailable
 
 STAND_IN = f"python:{__name__}:StandIn"
+IMAGES = f"python:{__name__}:ImageFaults"
 MARKER = f"python:{__name__}:Marker"
 
 
@@ -48,6 +49,14 @@ class StandIn:
             return FAULTS[words[0]]()
         found = (word.removeprefix("finds:").split("=") for word in words if word.startswith("finds:"))
         return {category: float(score) for category, score in found}
+
+
+class ImageFaults(StandIn):
+    """Has the faults of what begins with `image`, over pictures."""
+
+    def check_images(self, pictures: Sequence[Picture]) -> Any:
+        """See the class."""
+        return [self._scores(picture.prompt.removeprefix("image ")) for picture in pictures]
 
 
 class Marker:
