@@ -60,7 +60,8 @@ def hash_text(key: bytes, text: str) -> str:
 
 def read_key(folder: str) -> bytes:
     """Read the key of a folder's prompt hashes, after making it if there is none. Raises `OSError`."""
-    with open(os.path.join(folder, _LOCK_FILE), "ab") as lock:
+    path = os.path.join(folder, _LOCK_FILE)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), "rb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # or another process would make another one
         if (known := known_key(folder)) is not None:
             return known

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import click
 
 from engine.errors import ArgumentError
@@ -14,8 +16,28 @@ from launcher.cli.stdout import say
 
 _MOST_LEADS = 10  # lines that a report is shown with
 
-_since = click.option("--since", metavar="TIME", help="As lines have it, or its beginning: 2026-11-30T09.")
-_until = click.option("--until", metavar="TIME", help="The last, as --since has it.")
+_EARLIEST = "0001-01-01T00:00:00.000Z"
+
+
+def _time(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse what is not how a time of a line begins, of which nothing, or all, would be later."""
+    if value is None:
+        return None
+    time = value.strip().upper().replace(" ", "T")
+    try:
+        if len(time) not in (4, 7, 10, 13, 16, 19, 23, 24):  # down to the year, month, day, hour and so on
+            raise ValueError
+        datetime.strptime(time + _EARLIEST[len(time) :], "%Y-%m-%dT%H:%M:%S.%fZ")
+    except ValueError:
+        message = f"{value!r} is not a time in UTC, or its beginning, as 2026-11-30 or 2026-11-30T09:15"
+        raise click.BadParameter(message, ctx, param) from None
+    return time
+
+
+_since = click.option(
+    "--since", metavar="TIME", callback=_time, help="In UTC, as lines have it, or its beginning: 2026-11-30T09."
+)
+_until = click.option("--until", metavar="TIME", callback=_time, help="The last, as --since has it.")
 
 
 @click.command(cls=Command)

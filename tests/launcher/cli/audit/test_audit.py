@@ -102,7 +102,12 @@ def test_lines_are_shown_by_what_they_have(krea2: Krea2, folder: Path) -> None:
     assert shown() == ["id0.f", "id1.f", "id2.f", "id3.f", "no.f", None]
     assert shown("--event", "refused") == shown("--key", "ann") == ["no.f"]
     assert shown("--prompt", "fox 3") == shown("--user", "u3") == shown("--request", "id3") == ["id3.f"]
-    assert shown("--since", "1970-01-01T00:05") == [None]
+    assert shown("--since", "1970-01-01T00:05") == shown("--since", "1970-01-01 00:05") == [None]
+    assert shown("--until", "1970-01-01T00:03:20.000z", "--since", "1970", "--key", "ann") == ["no.f"]
+    for wrong in ("yesterday", "1970-13-01", "1970-01-01T", "300", "1970-1-1"):
+        code, stdout, stderr = krea2("audit", "show", "--audit-log", str(folder), "--since", wrong)
+        assert (code, stdout) == (2, "")
+        assert f"{wrong!r} is not a time in UTC" in stderr
     _, stdout, _ = krea2("audit", "show", "--audit-log", str(folder), "--event", "refused")
     assert "words: block for nudity 1.00 (prompt)" in stdout
 
