@@ -62,7 +62,7 @@ _ACCESS = re.compile(
 _ABORTED = "Fatal Python error: Aborted"
 # Of the environment, what is for this process alone: secrets, which children get on their stdin if they need them, and
 # what systemd wants to hear from the process that it started.
-_NOT_FOR_CHILDREN = (
+NOT_FOR_CHILDREN = (
     "KREA2_API_KEY",
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
@@ -224,7 +224,7 @@ def child_environment(*, secrets: bool = False) -> dict[str, str]:
 
 def forget_secrets(environment: MutableMapping[str, str]) -> None:
     """Take out of an environment what is not for the processes that an engine consists of."""
-    for name in _NOT_FOR_CHILDREN:
+    for name in NOT_FOR_CHILDREN:
         environment.pop(name, None)
 
 

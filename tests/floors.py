@@ -114,7 +114,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.docs",
     },
     "launcher.filters": _CHILDREN,
-    "launcher.filters.urls": {"launcher.filters"},
+    "launcher.filters.urls": {"launcher.filters", "launcher.processes"},
     "launcher.filters.built_in.word_list": set(),
     "launcher.filters.built_in": {
         "launcher.filters",

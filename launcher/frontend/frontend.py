@@ -100,7 +100,8 @@ class Frontend:
             for context in contexts:
                 cleanup.callback(context.destroy)
             self._clients = Clients(
-                address, contexts[0], run_folder=config.run_folder, ranks=config.engine.ranks,
+                address, contexts[0], run_folder=config.run_folder,
+                processes=config.engine.ranks + sum(spec.workers for spec in config.filters),
                 on_message=self._handle, limits=config.limits, keys=keys, own=own_clients,
             )  # fmt: skip
             last.callback(self._clients.end)

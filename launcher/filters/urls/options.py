@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from engine.errors import ArgumentError
 from launcher.filters.urls.address import Address, read_address
 from launcher.filters.urls.asking import Service
+from launcher.processes import NOT_FOR_CHILDREN
 
 OPTIONS = ("model", "key-env", "connections", "insecure", "negative")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
@@ -32,6 +33,8 @@ def check(name: str, route: str, value: str, options: Mapping[str, str]) -> Addr
     if variable is not None and not _VARIABLE.fullmatch(variable):
         # Whoever gave the key itself here must not find it in a log.
         raise wrong(name, "key-env= must be the name of an environment variable that holds the key, not the key")
+    if variable in NOT_FOR_CHILDREN:
+        raise wrong(name, f"key-env= must be another variable than {variable}, which the engine's processes do not get")
     _connections(name, options)
     checks_negative(name, options)
     return address

@@ -32,18 +32,18 @@ _ENDING = Cancel, Acknowledge, Ping  # what a client may still send whose key wa
 _FAREWELL_MS = 1000  # for the last replies to leave
 _HANDSHAKE_MS = 10_000  # for whoever connects to show that it speaks zmq, and its key
 _RESERVE = 64  # files that the front-end has open, and opens, beside its clients' connections and its ranks'
-_RESERVE_A_RANK = 8  # its pipes and connections, and those of one that replaces it
+_RESERVE_A_PROCESS = 8  # of a rank or filter: its pipes and connections, and those of one that replaces it
 
 
 class Clients:
     """Holds a ROUTER socket and the clients that have spoken to it, by ZMQ identity; with `keys`, only known ones.
 
-    Clients connect at `address`, through an `Entrance` that has room for as many as `ranks` leave files for; processes
-    of our own do so at the `own_address` of the run folder. A client holds a lease that every message renews; processes
-    of our own (`own`) hold theirs until `end_own` says that they have ended. on_message gets decoded messages, but for
-    pings, and the files behind them by the `pictures` that they are, within `limits`. What a slow client cannot take
-    yet waits in its outbox, where a newer message under the same key replaces an older one: so an outbox grows with a
-    client's requests, and never with time.
+    Clients connect at `address`, through an `Entrance` that has room for as many as so many `processes`, of ranks and
+    filters, leave files for; processes of our own do so at the `own_address` of the run folder. A client holds a lease
+    that every message renews; processes of our own (`own`) hold theirs until `end_own` says that they have ended.
+    on_message gets decoded messages, but for pings, and the files behind them by the `pictures` that they are, within
+    `limits`. What a slow client cannot take yet waits in its outbox, where a newer message under the same key replaces
+    an older one: so an outbox grows with a client's requests, and never with time.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Clients:
         context: zmq.asyncio.Context,
         *,
         run_folder: str,
-        ranks: int = 1,
+        processes: int = 1,
         on_message: Callable[[bytes, Request, Files], None],
         limits: Limits = Limits(),  # noqa: B008
         keys: ServerKeys | None = None,
@@ -75,7 +75,7 @@ class Clients:
         self._authenticator = None if keys is None else keys.guard(self._socket, context)
         self._socket.set(zmq.HANDSHAKE_IVL, _HANDSHAKE_MS)
         inside = bind(self._socket, own_address(run_folder))
-        room = room_for_connections(reserve=_RESERVE + _RESERVE_A_RANK * ranks, files=FILES)
+        room = room_for_connections(reserve=_RESERVE + _RESERVE_A_PROCESS * processes, files=FILES)
         self._entrance = Entrance(address, inside, most=min(MOST, room), most_frames=_MOST_FRAMES)
 
     @property

@@ -66,6 +66,7 @@ def test_what_is_no_url_of_a_service_is_refused(url: str, told: str) -> None:
         ({"connections": "many"}, "connections= must be a whole number"),
         ({"insecure": "true"}, "insecure= must be yes or no, got 'true'"),
         ({"model": ""}, "model= must be a name"),
+        ({"key-env": "HF_TOKEN"}, "must be another variable than HF_TOKEN, which the engine's processes do not get$"),
         ({"key-env": "sk-123"}, "must be the name of an environment variable that holds the key, not the key$"),
         ({"model": "guard", "style": "other"}, "style= must be llama-guard or shieldgemma, got 'other'"),
         ({"model": "guard", "images": "1"}, "images= must be yes or no"),

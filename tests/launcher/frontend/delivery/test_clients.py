@@ -14,7 +14,8 @@ import zmq.asyncio
 
 from engine.errors import ServerError
 from launcher.client.async_client import AsyncClient
-from launcher.frontend.delivery.clients import _OUTBOX_MESSAGES, Clients
+from launcher.filters.spec import read_specs
+from launcher.frontend.delivery.clients import _OUTBOX_MESSAGES, _RESERVE_A_PROCESS, Clients
 from launcher.messages.client_messages import (
     Accepted,
     Acknowledge,
@@ -211,3 +212,24 @@ def test_a_server_that_is_stopped_waits_until_its_clients_have_their_images(run_
                 await fakes.served
 
     run(test())
+
+
+def test_connections_leave_files_for_the_processes_of_filters(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserves: list[int] = []
+
+    def room(*, reserve: int, **_: int) -> int:
+        reserves.append(reserve)
+        return 3
+
+    monkeypatch.setattr("launcher.frontend.delivery.clients.room_for_connections", room)
+
+    async def test() -> None:
+        for texts in ([], ["words,workers=2", "words,workers=3"]):
+            async with fake_engine(run_folder, filters=read_specs(texts), wait=False):  # type: ignore[arg-type]
+                pass
+
+    run(test())
+    without, with_five = reserves
+    assert with_five == without + 5 * _RESERVE_A_PROCESS
