@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import gzip
 import os
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -81,7 +83,8 @@ _decode = msgspec.json.Decoder(Entry).decode
 
 
 class Entries:
-    """Reads all lines of a folder, those of reports and of files that were rotated, too, file by file.
+    """Reads all lines of a folder, those of reports and of files that were rotated, too, file by file. logrotate's are
+    among them, which has numbers or dates behind their names and may compress them by gzip.
 
     unread: how many lines were none, as one that a killed process left half. Raises `ArgumentError` if the folder is
     none, or holds no log.
@@ -89,7 +92,8 @@ class Entries:
 
     def __init__(self, folder: str) -> None:
         self.unread = 0
-        self._files = sorted(glob.glob(os.path.join(glob.escape(folder), "*.jsonl")))
+        within = os.path.join(glob.escape(folder), "*.jsonl")
+        self._files = sorted([*glob.glob(within), *glob.glob(f"{within}[.-][0-9]*"), *glob.glob(f"{within}.gz")])
         if not self._files:
             told = "has no audit log" if os.path.isdir(folder) else "is no folder"
             raise ArgumentError(f"audit_log {folder} {told}", parameter="audit_log")
@@ -97,14 +101,13 @@ class Entries:
     def __iter__(self) -> Iterator[Entry]:
         for file in self._files:
             try:
-                with open(file, "rb") as lines:
+                with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as lines:
                     while line := lines.readline(_LONGEST):
                         if (entry := self._read(line)) is not None:
                             yield entry
-            except OSError as error:
-                raise ArgumentError(
-                    f"audit_log {file} cannot be read: {error.strerror}", parameter="audit_log"
-                ) from None
+            except (OSError, EOFError, zlib.error) as error:
+                problem = getattr(error, "strerror", None) or error
+                raise ArgumentError(f"audit_log {file} cannot be read: {problem}", parameter="audit_log") from None
 
     def _read(self, line: bytes) -> Entry | None:
         if not line.strip():

@@ -150,10 +150,11 @@ TABLE: tuple[Other, ...] = (
         ignored=True, nothing=(512, "512"),
     ),
     Other(
-        ("enable_safety_checker", "safety_checker", "safety_tolerance"), _HOSTED, "there is no safety checker",
+        ("enable_safety_checker", "safety_checker", "safety_tolerance"), _HOSTED,
+        "content filters are those of the server",
         ignored=True,
     ),
-    Other(("disable_safety_checker",), _HOSTED, "there is no safety checker", ignored=True, quiet=True),
+    Other(("disable_safety_checker",), _HOSTED, "content filters are those of the server", ignored=True, quiet=True),
     Other(
         ("enhance_prompt", "expand_prompt", "enable_prompt_expansion", "prompt_upsampling", "prompt_extend",
          "prompt_enhancement"), f"{_HOSTED}, {_SGLANG}, SiliconFlow", "prompts are drawn as they are", ignored=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gzip
 import os
 import stat
 import threading
@@ -64,6 +65,17 @@ def test_a_file_that_another_program_moved_is_begun_anew(tmp_path: Path) -> None
     os.unlink(log.path)
     log.append(line(3))
     assert sorted(filter(None, seeds(tmp_path))) == [1, 3]
+
+
+def test_files_that_logrotate_has_renamed_and_compressed_are_read(tmp_path: Path) -> None:
+    for number, name in enumerate(("audit.jsonl", "audit.jsonl.1", "audit-2.jsonl-20261130"), 1):
+        (tmp_path / name).write_bytes(line(number))
+    for number, name in enumerate(("audit.jsonl.2.gz", "audit.20010909T014640Z.jsonl.gz"), 4):
+        (tmp_path / name).write_bytes(gzip.compress(line(number)))
+    assert sorted(filter(None, seeds(tmp_path))) == [1, 2, 3, 4, 5]
+    (tmp_path / "audit.jsonl.3.gz").write_bytes(gzip.compress(line(6))[:-9])
+    with pytest.raises(ArgumentError, match=r"audit\.jsonl\.3\.gz cannot be read: "):
+        seeds(tmp_path)
 
 
 def test_half_a_line_of_a_process_that_was_killed_spoils_no_other(tmp_path: Path) -> None:
