@@ -1,9 +1,10 @@
-"""What waits to be checked by one filter, and in which order it is."""
+"""What waits to be checked by one filter, in which order it is, and how much of it at once."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,8 +56,8 @@ class Waiting:
             with suppress(ValueError):  # it is not in this one
                 queue.remove(check)
 
-    def take(self, most: int) -> list[Check]:
-        """Take what is to be checked next: of one method, without what nobody waits for any more."""
+    def take(self, most: Callable[[Method], int]) -> list[Check]:
+        """Take what is to be checked next: as many as may be of one method, without what nobody waits for any more."""
         for queue in self._all:
             while queue and queue[0].answer.done():
                 queue.popleft()
@@ -65,7 +66,7 @@ class Waiting:
         queue = self.drawn or self.soon or self.later
         batch: list[Check] = []
         size = 0
-        while queue and len(batch) < most:
+        while queue and len(batch) < most(queue[0].method):
             check = queue[0]
             size += len(check.item.rgb) if isinstance(check.item, Picture) else 0
             if batch and (check.method != batch[0].method or size > _BATCH_BYTES):
@@ -74,6 +75,10 @@ class Waiting:
             if not check.answer.done():
                 batch.append(check)
         return batch
+
+    def turns(self, most: int) -> float:
+        """Say how many batches of at most so many wait, besides previews."""
+        return len(self.again) + (len(self.drawn) + len(self.soon)) / most
 
     def fail(self, error: CheckFailedError) -> None:
         """Fail all that wait."""
@@ -88,6 +93,31 @@ class Waiting:
     @property
     def _all(self) -> tuple[deque[Check], ...]:
         return self.again, self.drawn, self.soon, self.later
+
+
+class BatchSizes:
+    """How many a filter gets at once: one at first, twice as many after a batch that took at most half of `timeout_s`,
+    up to `most`, and half of what was late.
+
+    So one that does each after the other is not given more than it can do, and one that does them together gets all.
+    """
+
+    def __init__(self, most: int, timeout_s: float) -> None:
+        self._most, self._timeout_s = most, timeout_s
+        self._sizes: dict[Method, int] = {}
+
+    def most(self, method: Method) -> int:
+        """Say how many there may be in a batch."""
+        return self._sizes.get(method, 1)
+
+    def took(self, method: Method, size: int, seconds: float) -> None:
+        """Note how long a batch has taken."""
+        if size >= self.most(method) and 2 * seconds <= self._timeout_s:
+            self._sizes[method] = min(2 * size, self._most)
+
+    def was_late(self, method: Method, size: int) -> None:
+        """Note that a batch was not done in time."""
+        self._sizes[method] = max(1, min(size, self.most(method)) // 2)
 
 
 def fail_check(check: Check, error: CheckFailedError) -> None:

@@ -11,7 +11,7 @@ from launcher.filters.exchange import METHODS, Method
 from launcher.filters.protocol import Picture, Prompt, Scores
 from launcher.filters.spec import call_timeout_s
 from launcher.filters.verdicts import DEFAULT_THRESHOLDS
-from launcher.filters.waiting import Check, Waiting, fail_check
+from launcher.filters.waiting import BatchSizes, Check, Waiting, fail_check
 from launcher.logs import log_event, log_exception
 from launcher.messages.configs import FilterSpec
 from launcher.messages.encoding import describe
@@ -35,6 +35,7 @@ class Workers:
         self.thresholds: dict[str, float] = DEFAULT_THRESHOLDS
         self.retry_after_s = 1.0
         self._queue = Waiting()
+        self._batches = BatchSizes(spec.batch or BATCH, call_timeout_s(spec))
         self._wakes: set[asyncio.Event] = set()
         self._processes: set[FilterProcess] = set()
         self._up = 0  # processes
@@ -156,7 +157,7 @@ class Workers:
                         "filter lost", level="error", filter=self.spec.label, reason=process.child.describe_exit()
                     )
                     return was_asked
-                batch = self._queue.take(self.spec.batch or BATCH)
+                batch = self._queue.take(self._batches.most)
                 if not batch:
                     await wake.wait()
                     continue
@@ -169,9 +170,13 @@ class Workers:
     async def _ask(self, process: FilterProcess, batch: Sequence[Check]) -> bool:
         """Have a batch checked. Returns whether the process can go on."""
         answers: Sequence[Scores] | Sequence[bytes]
+        method, loop = batch[0].method, asyncio.get_running_loop()
+        began = loop.time()
         try:
-            answers = await process.ask(batch[0].method, [check.item for check in batch], self._patience_s(batch))
+            answers = await process.ask(method, [check.item for check in batch], self._patience_s(batch))
         except CheckFailedError as error:
+            if error.reason == "late":
+                self._batches.was_late(method, len(batch))
             self._try_again(batch, error)
             kept = error.keeps_process
             log_event(
@@ -186,20 +191,21 @@ class Workers:
             for check in batch:
                 fail_check(check, CheckFailedError("start", _SHUT))
             raise
+        self._batches.took(method, len(batch), loop.time() - began)
         for check, answer in zip(batch, answers, strict=True):
             if not check.answer.done():
                 check.answer.set_result(answer)
         return True
 
     def _patience_s(self, batch: Sequence[Check]) -> float:
-        """How long the process may take: half of what a check has, or of what is left to those that are tried again
-        each one's share, since one of them may be why the first try took too long."""
+        """How long the process may take: half of what a check has, or of what is left to one that is tried again its
+        share beside what waits, since it may be why the first try took too long."""
         most = call_timeout_s(self.spec)
         (first, *_) = batch
         if not first.failures:
             return most
         left = first.deadline - asyncio.get_running_loop().time()
-        share = left / (1 + len(self._queue.again))
+        share = left / (1 + self._queue.turns(self._batches.most(first.method)))
         return min(most, max(share, min(most, _LEAST_PATIENCE_S)))
 
     def _try_again(self, batch: Sequence[Check], error: CheckFailedError) -> None:

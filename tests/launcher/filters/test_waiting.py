@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.filters.child import CheckFailedError
 from launcher.filters.protocol import Picture, Prompt
-from launcher.filters.waiting import _BATCH_BYTES, _MOST_WAITING, Check, Waiting
+from launcher.filters.waiting import _BATCH_BYTES, _MOST_WAITING, BatchSizes, Check, Waiting
 
 
 class Answer:
@@ -24,7 +24,7 @@ def check(name: str, size: int | None = None, *, kind: str = "image", done: bool
 
 
 def taken(queue: Waiting, most: int = 8) -> list[str]:
-    items = [each.item for each in queue.take(most)]
+    items = [each.item for each in queue.take(lambda _: most)]
     return [item.text if isinstance(item, Prompt) else item.prompt for item in items]
 
 
@@ -88,3 +88,26 @@ def test_a_queue_that_fails_tells_all_who_wait() -> None:
         assert [str(each.answer.exception()) for each in checks] == ["gone"] * 3
 
     asyncio.run(main())
+
+
+def test_a_filter_gets_as_much_at_once_as_it_does_in_its_time() -> None:
+    sizes = BatchSizes(6, 10.0)
+    seen = []
+    for seconds_each in (1.5, 1.5, 1.5, 1.5, 0.5, 0.5):
+        size = sizes.most("check_images")
+        seen.append(size)
+        sizes.took("check_images", size, seconds_each * size)
+    assert seen == [1, 2, 4, 4, 4, 6]
+    sizes.took("check_images", 1, 1.0)  # of which nothing follows
+    assert (sizes.most("check_images"), sizes.most("check_prompts")) == (6, 1)
+    sizes.was_late("check_images", 6)
+    sizes.was_late("check_images", 1)
+    assert sizes.most("check_images") == 1
+
+
+def test_turns_are_what_a_second_try_shares_its_time_with() -> None:
+    queue = Waiting()
+    for each in (check("a"), check("b"), check("c", 3), check("preview", 3, kind="preview")):
+        queue.add(each)
+    queue.again.append(check("again"))
+    assert (queue.turns(1), queue.turns(2)) == (4, 2.5)
