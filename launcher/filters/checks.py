@@ -29,8 +29,8 @@ class Checks(Protocol):
     """The filters of one front-end. Whatever they raise, what they were asked about may not leave.
 
     not_ready: why they do not answer; None if they do. checks_images: whether any of them looks at pictures, or marks
-    them; so it is taken to be until they are up. prompt_s, image_s: what a check may be expected to take, in seconds;
-    0 while that is not known.
+    them; so it is taken to be until they are up. image_s: what the check of an image may be expected to take, in
+    seconds; 0 while that is not known. That of a prompt is over before there is an estimate.
     """
 
     @property
@@ -38,9 +38,6 @@ class Checks(Protocol):
 
     @property
     def checks_images(self) -> bool: ...
-
-    @property
-    def prompt_s(self) -> float: ...
 
     @property
     def image_s(self) -> float: ...

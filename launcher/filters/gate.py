@@ -36,7 +36,7 @@ class Gate:
 
     What is to be checked before they are up waits for them. on_seconds: called with a filter, a kind (`prompt`,
     `upload`, `preview`, `image`) and how long a check has taken, waiting included; on_verdict: with filter, kind and
-    action; on_failure: with a filter and why a check has failed, in one word. prompt_s and image_s: how long a check
+    action; on_failure: with a filter and why a check has failed, in one word. image_s: how long the check of an image
     takes, by those before, 0 while unknown.
     """
 
@@ -49,18 +49,13 @@ class Gate:
         on_verdict: Callable[[str, str, str], None] = lambda *_: None,
         on_failure: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
-        self.prompt_s = self.image_s = 0.0
+        self.image_s = 0.0
         self._fail_open = fail_open
         self._on_seconds = on_seconds
         self._on_verdict = on_verdict
         self._on_failure = on_failure
         self._up = asyncio.Event()
         self._filters = [Workers(spec) for spec in specs]
-
-    @property
-    def checks_prompts(self) -> bool:
-        """Whether there is a filter for prompts, once it has started."""
-        return any("check_prompts" in each.methods for each in self._filters)
 
     @property
     def checks_images(self) -> bool:
@@ -93,8 +88,6 @@ class Gate:
         Raises `ModerationBlockedError` if a filter blocks one of them, and `FilterUnavailableError` if one cannot say.
         """
         await self._up.wait()
-        loop = asyncio.get_running_loop()
-        began = loop.time()
         asked = [self._ask(each, "check_prompts", "prompt", prompt, moderation) for each in self._filters]
         asked += [
             self._ask(each, "check_images", "upload", upload, moderation)
@@ -106,7 +99,6 @@ class Gate:
         if judged.action == BLOCK:
             blocked = next(answer for answer in answers if strictest(answer.findings) == BLOCK)
             raise blocked_error(judged.findings, await self._parameter(blocked, prompt, moderation))
-        self.prompt_s = _expected(self.prompt_s, loop.time() - began)
         return judged
 
     async def check_image(self, picture: Picture, *, moderation: str = "auto") -> Judged:

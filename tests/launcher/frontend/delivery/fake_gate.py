@@ -41,7 +41,6 @@ class FakeGate:
     start_error: Krea2Error | None = None
     not_ready: str | None = None
     checks_images: bool = True
-    prompt_s: float = 0.0
     image_s: float = 0.0
     prompts: list[tuple[Prompt, str]] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
