@@ -11,7 +11,7 @@ from launcher.audit.entries import Entries
 from launcher.audit.find import ALIKE, find_picture
 from launcher.audit.fingerprint import MOST_BYTES, fingerprint
 from launcher.audit.hashes import BITS
-from launcher.cli.audit.lines import as_json, audit_log_option, describe, joined, json_option, tell_unread
+from launcher.cli.audit import lines
 from launcher.cli.options.command import Command
 from launcher.cli.options.numbers import WholeRange
 from launcher.cli.stdout import say
@@ -21,11 +21,11 @@ _SHOWN = 20  # matches that look alike
 
 @click.command(cls=Command)
 @click.argument("file")
-@audit_log_option
+@lines.audit_log_option
 @click.option(
     "--distance", type=WholeRange(0, BITS), default=ALIKE, help=f"Of {BITS} bits, how many may differ in a copy."
 )
-@json_option
+@lines.json_option
 def find(*, file: str, audit_log: str, distance: int, as_json: bool) -> int:
     """List what the log has of a picture: of the same file, the same pixels, or what looks alike, the surest first.
 
@@ -33,22 +33,19 @@ def find(*, file: str, audit_log: str, distance: int, as_json: bool) -> int:
     """
     picture = fingerprint(_read(file), os.path.basename(file) or "file")
     entries = Entries(audit_log)
-    matches = [match for match in find_picture(entries, picture, most=distance) if match.entry.event != "report"]
+    matches = find_picture(entries, picture, most=distance)
     for match in matches if as_json else matches[:_SHOWN]:
         how = match.how if match.how != "looks alike" else f"looks alike: {match.differs} of {BITS} bits differ"
         if as_json:
-            say(_json(match.entry, how=match.how, differs=match.differs))
+            say(lines.as_json(match.entry, how=match.how, differs=match.differs))
         else:
-            say(joined([how, *(f"  {line}" for line in describe(match.entry))]))
+            say(lines.joined([how, *(f"  {line}" for line in lines.describe(match.entry))]))
     if len(matches) > _SHOWN and not as_json:
         click.echo(f"and {len(matches) - _SHOWN} more: --json lists all, --distance 0 fewer", err=True)
     if not matches:
         click.echo("the log has no such picture", err=True)
-    tell_unread(entries)
+    lines.tell_unread(entries)
     return 0 if matches else 1
-
-
-_json = as_json
 
 
 def _read(file: str) -> bytes:

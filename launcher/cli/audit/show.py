@@ -7,9 +7,9 @@ from datetime import datetime
 import click
 
 from engine.errors import ArgumentError
-from launcher.audit.entries import EVENTS, Entries, Entry, plain
-from launcher.audit.find import ALIKE, of_request, select
-from launcher.audit.hashes import distance, hash_text, known_key
+from launcher.audit.entries import EVENTS, Entries, plain
+from launcher.audit.find import find_reported, select
+from launcher.audit.hashes import hash_text, known_key
 from launcher.cli.audit import lines
 from launcher.cli.options.command import Command
 from launcher.cli.stdout import say
@@ -83,34 +83,16 @@ def reports(*, audit_log: str, since: str | None, until: str | None, as_json: bo
     entries = Entries(audit_log)
     known = [*entries]
     for report in sorted(select(known, events=("report",), since=since, until=until), key=lambda entry: entry.time):
-        leads = _leads(report, known)
+        leads = find_reported(known, report)
         if as_json:
-            say(lines.as_json(report, leads=[{"how": how, **plain(entry)} for how, entry in leads]))
+            say(lines.as_json(report, leads=[{"how": lead.how, **plain(lead.entry)} for lead in leads]))
             continue
         say(lines.joined(lines.describe(report)))
-        for how, entry in leads[:_MOST_LEADS]:
-            say("    → " + "\n    ".join([f"{how}:", *lines.describe(entry)]).replace("\n    ", " ", 1))
+        for lead in leads[:_MOST_LEADS]:
+            say("    → " + "\n    ".join([f"{lead.how}:", *lines.describe(lead.entry)]).replace("\n    ", " ", 1))
         if len(leads) > _MOST_LEADS:
             say(f"    → and {len(leads) - _MOST_LEADS} more")
     lines.tell_unread(entries)
-
-
-def _leads(report: Entry, known: list[Entry]) -> list[tuple[str, Entry]]:
-    """Lines that a report may be about, and how they are found, the surest first."""
-    leads: list[tuple[int, str, Entry]] = []
-    for entry in known:
-        if entry.event == "report":
-            continue
-        differs = None if None in (report.dhash, entry.dhash) else distance(str(report.dhash), str(entry.dhash))
-        if report.file_sha256 is not None and report.file_sha256 == entry.file_sha256:
-            leads.append((-3, "same file", entry))
-        elif report.pixels_sha256 is not None and report.pixels_sha256 == entry.pixels_sha256:
-            leads.append((-2, "same pixels", entry))
-        elif report.request_id is not None and of_request(entry, report.request_id):
-            leads.append((-1, "its request", entry))
-        elif differs is not None and differs <= ALIKE:
-            leads.append((differs, "looks alike", entry))
-    return [(how, entry) for _, how, entry in sorted(leads, key=lambda lead: (lead[0], lead[2].time))]
 
 
 def _hash(folder: str, prompt: str) -> str:
