@@ -47,7 +47,8 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.messages",
         "launcher.pictures",
     },
-    "launcher.audit": {*_CHILDREN, "launcher.pictures", "launcher.requests"},
+    "launcher.filters": _CHILDREN,
+    "launcher.audit": {*_CHILDREN, "launcher.filters", "launcher.pictures", "launcher.requests"},
     "launcher.provenance": {"launcher.kept", "launcher.logs", "launcher.messages", "launcher.requests"},
     "launcher.requests.explained": {
         "launcher.explanation",
@@ -113,7 +114,6 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.apis.chat",
         "launcher.http.docs",
     },
-    "launcher.filters": _CHILDREN,
     "launcher.filters.urls": {"launcher.filters", "launcher.processes"},
     "launcher.filters.built_in.word_list": set(),
     "launcher.filters.built_in": {
@@ -139,6 +139,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.audit",
         "launcher.disclosure",
         "launcher.filters",
+        "launcher.pictures",
         "launcher.requests",
         "launcher.requests.explained",
         "launcher.frontend.admission",

@@ -13,24 +13,10 @@ from launcher.audit.entries import Entry, Found, encode, timestamp
 from launcher.audit.hashes import dhash, hash_text, pixels_sha256, read_key, sha256
 from launcher.audit.log import AuditLog
 from launcher.audit.writer import AuditWriter
+from launcher.filters.verdicts import Finding
 from launcher.messages.api_keys import ANONYMOUS
 from launcher.messages.configs import FrontendConfig
 from launcher.requests.image_files import in_thread
-
-
-class Finding(Protocol):
-    """What a filter has found (`launcher/filters/verdicts.py`)."""
-
-    @property
-    def filter(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def action(self) -> str: ...
-    @property
-    def category(self) -> str: ...
-    @property
-    def score(self) -> float: ...
 
 
 class Asked(Protocol):

@@ -24,6 +24,7 @@ from launcher.frontend.delivery.tracked_requests import TrackedRequest
 from launcher.logs import log_exception
 from launcher.messages.encoding import describe
 from launcher.messages.rank_messages import Decoded, Previewed
+from launcher.pictures.prepared import PreparedPicture
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image, encode_preview, finish_image, finish_preview, in_thread
 
@@ -63,7 +64,7 @@ class Finishing:
     def preview(self, request: TrackedRequest, job: Job, previewed: Previewed, rgb: bytes) -> None:
         """Send a preview that has come, when filters let it pass and its file is written, unless a later one has gone
         by then. One that comes while filters have another of its image is left out."""
-        if self._gate is not None and self._gate.checks_images:
+        if self._image_gate is not None:
             if job.job_id in self._previewing:
                 self._replies.held_preview("busy")
                 return
@@ -88,16 +89,16 @@ class Finishing:
         began, judged, checked = came, None, request.checked
         try:
             said = self._made_with(request.number)
-            if is_joined := checked.picture is not None and self._looks:
-                join = partial(finish_image, width=checked.width, height=checked.height, picture=checked.picture)
+            if (joined := self._joined(checked)) is not None:
+                join = partial(finish_image, width=checked.width, height=checked.height, picture=joined)
                 rgb = await in_thread(checked.pixels, join, rgb)
-            if self._gate is not None and self._gate.checks_images:
-                judged = await self._judge_image(self._gate, request.request_id, checked, rgb)
+            if (gate := self._image_gate) is not None:
+                judged = await self._judge_image(gate, request.request_id, checked, rgb)
                 rgb = rgb if judged.rgb is None else judged.rgb
                 began = time.monotonic()
                 request.filtered(job.job_id, came, began)
             write = partial(
-                encode_image, seed=job.seed, made_with=said, disclosure=self._disclosure, finished=is_joined
+                encode_image, seed=job.seed, made_with=said, disclosure=self._disclosure, finished=joined is not None
             )
             file = await in_thread(checked.pixels, write, rgb, checked)
             if self._trail is not None:
@@ -143,9 +144,14 @@ class Finishing:
         return judged
 
     @property
-    def _looks(self) -> bool:
-        """Whether anybody looks at pictures as they leave."""
-        return self._trail is not None or (self._gate is not None and self._gate.checks_images)
+    def _image_gate(self) -> Checks | None:
+        """The filters that look at pictures, if any do."""
+        return self._gate if self._gate is not None and self._gate.checks_images else None
+
+    def _joined(self, checked: CheckedRequest) -> PreparedPicture | None:
+        """The picture into which what is drawn is put first, where filters or the audit log look at it as it leaves.
+        Elsewhere that is done with the file."""
+        return None if self._trail is None and self._image_gate is None else checked.picture
 
     # ---- previews
 
@@ -155,12 +161,11 @@ class Finishing:
         attempt, checked, judged = request.attempt, request.checked, None
         width, height = previewed.width, previewed.height
         try:
-            if is_joined := checked.picture is not None and self._looks:
-                assert checked.picture is not None
-                rgb, width, height = await in_thread(len(rgb) // 3, finish_preview, rgb, width, height, checked.picture)
-            if self._gate is not None and self._gate.checks_images:
+            if (joined := self._joined(checked)) is not None:
+                rgb, width, height = await in_thread(len(rgb) // 3, finish_preview, rgb, width, height, joined)
+            if (gate := self._image_gate) is not None:
                 picture = Picture(width, height, rgb, "preview", checked.prompt)
-                judged = await self._gate.check_image(picture, moderation=checked.moderation)
+                judged = await gate.check_image(picture, moderation=checked.moderation)
         except FilterUnavailableError:
             self._replies.held_preview("unavailable")
             return
@@ -174,7 +179,8 @@ class Finishing:
             return
         if judged is not None and judged.rgb is not None:
             rgb = judged.rgb
-        write = partial(encode_preview, picture=checked.picture, disclosure=self._disclosure, finished=is_joined)
+        finished = joined is not None
+        write = partial(encode_preview, picture=checked.picture, disclosure=self._disclosure, finished=finished)
         file = await in_thread(width * height, write, rgb, width, height)
         if self._trail is not None:
             try:
