@@ -102,6 +102,6 @@ def test_a_variable_without_a_key_ends_the_start(monkeypatch: pytest.MonkeyPatch
         raise AssertionError
 
     monkeypatch.delenv("GUARD_KEY", raising=False)
-    told = "^content filter moderation cannot be started: filter moderation: the environment variable GUARD_KEY, which"
+    told = "^content filter moderation cannot be started: the environment variable GUARD_KEY, which"
     with pytest.raises(LaunchError, match=told):
         with_gate(["moderation:https://example.com,key-env=GUARD_KEY"], use)
