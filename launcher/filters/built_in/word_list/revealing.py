@@ -75,16 +75,25 @@ class Revealer:
         return " ".join([*filter(None, [word]), *known])
 
     def _written(self, chunk: str) -> str | None:
-        return next(filter(None, map(self._word, dict.fromkeys(readings(chunk)))), None)
+        """The listed word that a chunk can be read as; one that it is, rather than one that it begins with."""
+        read = dict.fromkeys(readings(chunk))
+        whole = next(filter(None, map(self._whole, read)), None)
+        return whole or next(filter(None, map(self._begun, read)), None)
 
     def _word(self, reading: str) -> str | None:
-        """The listed word that a reading is, in letters as `as_letters` has them."""
+        """The listed word that a reading is, or begins with, in letters as `as_letters` has them."""
+        return self._whole(reading) or self._begun(reading)
+
+    def _whole(self, reading: str) -> str | None:
         if len(reading) < _SHORTEST:
             return None
         letters, counts = runs(reading)
-        for (_, listed), word in self._closed.get(letters, ()):
-            if repeats(counts, listed):
-                return word
+        return next((word for (_, listed), word in self._closed.get(letters, ()) if repeats(counts, listed)), None)
+
+    def _begun(self, reading: str) -> str | None:
+        if len(reading) < _SHORTEST:
+            return None
+        letters, counts = runs(reading)
         for length in self._open_lengths:
             for (listed_letters, listed), word in self._open.get(letters[:length], ()):
                 n = len(listed)

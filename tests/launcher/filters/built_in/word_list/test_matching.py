@@ -102,6 +102,7 @@ def test_what_is_not_disguised_is_found_exactly(words: list[tuple[str, str]]) ->
         ("b l u e w h a l e", "blue whale"),
         ("arct1c t3rn ch!ck", "arctic tern chick"),
         ("jackals", "jack*"),
+        ("jackd@w", "jackdaw"),
         ("jjjackals", "jack*"),
         ("j4ck-w4lrus", "walrus"),
         ("j4ckals!", "jack*"),
