@@ -75,7 +75,9 @@ class LaunchOptions:
         repeated=True,
     )
     filter_fail_open: bool = switch(
-        False, "Let through what a filter cannot check, because it is down or late, in place of failing the request."
+        False,
+        "Let through what a filter cannot check, because it is down or late, and what the --audit-log cannot be "
+        "written about, in place of failing the request.",
     )
     disclosure: bool = switch(
         True,

@@ -45,8 +45,8 @@ def launch(model: AnyPath | None = None, *, progress: bool | None = None, **opti
     `Client.load_lora` may load more.
 
     filters: what checks prompts and pictures, each as "NAME[:VALUE][,KEY=VALUE]…" (docs/filters.md). filter_fail_open:
-    let through what they cannot check. audit_log: a folder for lines about what left and what was refused
-    (docs/audit.md), with prompts themselves if audit_content.
+    let through what they cannot check, and what the audit log cannot be written about. audit_log: a folder for lines
+    about what left and what was refused (docs/audit.md), with prompts themselves if audit_content.
 
     disclosure: whether files say that a model drew the picture, also with `metadata=False`. c2pa_certificate, c2pa_key
     and c2pa_timestamp: what manifests in them are signed with (docs/safety.md).
