@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Mapping
-from difflib import get_close_matches
 from typing import cast
 
 from launcher.filters.exchange import METHODS, Method, check_scores
 from launcher.filters.protocol import Filter
-from launcher.filters.spec import EVERY
+from launcher.filters.spec import EVERY, meant
 from launcher.filters.verdicts import DEFAULT_THRESHOLDS
 from launcher.messages.configs import FilterSpec
 
@@ -50,9 +49,7 @@ def _check_categories(made: Filter, spec: FilterSpec) -> None:
     given = {category for by_action in spec.thresholds.values() for scores in by_action.values() for category in scores}
     listed = ", ".join([*categories][:_MOST_LISTED]) + (", …" if len(categories) > _MOST_LISTED else "")
     for category in sorted(given - {EVERY, *categories}):
-        close = get_close_matches(category, categories, n=1)
-        meant = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"it has no category {category!r}, but {listed or 'none'}{meant}")
+        raise ValueError(f"it has no category {category!r}, but {listed or 'none'}{meant(category, categories)}")
     own = thresholds_of(made)
     if not {EVERY, *categories} & (given | {*(DEFAULT_THRESHOLDS if own is None else own)}):
         said = f"none of its categories ({listed}) is known to be harmful" if listed else "it finds nothing harmful"

@@ -56,7 +56,7 @@ def read_spec(text: str) -> FilterSpec:
     name, _, value = head.partition(":")
     if name not in NAMES:
         known = f"{_FORM} with a NAME of {', '.join(NAMES)}"
-        raise _error(f"{ArgumentError.of('filters', known, text).message}{_meant(name, NAMES)}")
+        raise _error(f"{ArgumentError.of('filters', known, text).message}{meant(name, NAMES)}")
     settings: dict[str, Any] = {}
     thresholds: dict[str, dict[str, dict[str, float]]] = {}
     options: dict[str, str] = {}
@@ -67,10 +67,10 @@ def read_spec(text: str) -> FilterSpec:
             category, score = _threshold(name, key, given)
             scores = thresholds.setdefault(moderation, {}).setdefault(action, {})
             if category in scores:
-                raise _error(f"filter {name}: {key}= is given twice for {category!r}")
+                raise wrong(name, f"{key}= is given twice for {category!r}")
             scores[category] = score
         elif key in settings or key in options:
-            raise _error(f"filter {name}: {key}= is given twice")
+            raise wrong(name, f"{key}= is given twice")
         elif key in _COMMON:
             settings[key] = _setting(name, key, given)
         else:
@@ -104,7 +104,7 @@ def _threshold(name: str, key: str, given: str) -> tuple[str, float]:
         score = -1.0
     if not 0 < score <= 1:
         allowed = "SCORE or CATEGORY:SCORE, with a score above 0 and at most 1, or never"
-        raise _error(f"filter {name}: {ArgumentError.of(f'{key}=', allowed, given).message}")
+        raise must(name, f"{key}=", allowed, given)
     return category or EVERY, score
 
 
@@ -112,11 +112,11 @@ def _setting(name: str, key: str, given: str) -> Any:
     if key == "name":
         if not _LABEL.fullmatch(given):
             allowed = "up to 64 letters, digits and any of _ . -"
-            raise _error(f"filter {name}: {ArgumentError.of('name=', allowed, given).message}")
+            raise must(name, "name=", allowed, given)
         return given
     if key == "only":
         if given not in ("prompts", "images"):
-            raise _error(f"filter {name}: {ArgumentError.of('only=', 'prompts or images', given).message}")
+            raise must(name, "only=", "prompts or images", given)
         return given
     least, most = {"workers": (1, 16), "batch": (1, 256), "timeout": (0.1, 600.0)}[key]
     whole = key != "timeout"
@@ -126,19 +126,38 @@ def _setting(name: str, key: str, given: str) -> Any:
         number = -1
     if not least <= number <= most or not given.isascii():
         kind = "a whole number" if whole else "seconds"
-        raise _error(f"filter {name}: {ArgumentError.of(f'{key}=', f'{kind} from {least} to {most}', given).message}")
+        raise must(name, f"{key}=", f"{kind} from {least} to {most}", given)
     return number
 
 
 def _unknown(name: str, key: str, known: Collection[str]) -> ArgumentError:
     own = f"{', '.join(sorted(known))} and those of every filter, " if known else ""
     told = f"filter {name} has no option {key}=: it has {own}{', '.join(_COMMON)}"
-    return _error(f"{told}{_meant(key, (*known, *_COMMON))}")
+    return _error(f"{told}{meant(key, (*known, *_COMMON))}")
 
 
-def _meant(name: str, names: Collection[str]) -> str:
-    close = get_close_matches(name, names, n=1)
+def meant(given: str, known: Collection[str]) -> str:
+    """Name the nearest of what is known, to be said behind an error; nothing if none is near."""
+    close = get_close_matches(given, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def wrong(name: str, told: str) -> ArgumentError:
+    """Say what is wrong with what the filter `name` was given."""
+    return _error(f"filter {name}: {told}")
+
+
+def must(name: str, option: str, allowed: str, value: str) -> ArgumentError:
+    """Say what an option of the filter `name` must be, and what it was."""
+    return wrong(name, ArgumentError.of(option, allowed, value).message)
+
+
+def is_yes(name: str, options: Mapping[str, str], key: str, *, default: str = "no") -> bool:
+    """Read an option that is yes or no. Raises `ArgumentError`."""
+    value = options.get(key, default)
+    if value not in ("yes", "no"):
+        raise must(name, f"{key}=", "yes or no", value)
+    return value == "yes"
 
 
 def _error(message: str) -> ArgumentError:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from launcher.filters.protocol import Picture, Prompt, Scores
+from launcher.filters.spec import is_yes, wrong
 from launcher.filters.urls import options as of_urls
 from launcher.filters.urls.asking import Service, WrongServiceError
 from launcher.filters.urls.by_url import ByUrl, try_out
@@ -45,12 +46,12 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
     """Raise `ArgumentError` for a URL or options that are not allowed, and where no model is named."""
     of_urls.check(_NAME, _ROUTE, value, options)
     if "model" not in options:
-        raise of_urls.wrong(_NAME, "it needs model=, the name by which the server knows the model")
+        raise wrong(_NAME, "it needs model=, the name by which the server knows the model")
     style = of_urls.one_of(_NAME, options, "style", STYLES)
-    of_urls.is_yes(_NAME, options, "images")
+    is_yes(_NAME, options, "images")
     _asks_logprobs(options)
     if "policies" in options and style != "shieldgemma":
-        raise of_urls.wrong(_NAME, "policies= is for style=shieldgemma; Llama Guard's are in its server's template")
+        raise wrong(_NAME, "policies= is for style=shieldgemma; Llama Guard's are in its server's template")
     _policies(options)
     return value
 
@@ -59,7 +60,7 @@ def make(value: str, options: Mapping[str, str]) -> Chat:
     """Make the filter, and try it out. Raises `ArgumentError` where the variable that `key-env` names has no key, and
     where the service is another one than the options say."""
     check_options(value, options)
-    kind = ChatWithPictures if of_urls.is_yes(_NAME, options, "images") else Chat
+    kind = ChatWithPictures if is_yes(_NAME, options, "images") else Chat
     style: Style = ShieldGemma(_policies(options)) if options.get("style") == "shieldgemma" else LlamaGuard()
     settings: dict[str, object] = {"model": options["model"], "temperature": 0, "max_tokens": _LONGEST_ANSWER}
     if _asks_logprobs(options):
@@ -184,7 +185,7 @@ Style = LlamaGuard | ShieldGemma
 
 
 def _asks_logprobs(options: Mapping[str, str]) -> bool:
-    return of_urls.is_yes(_NAME, options, "logprobs", default="yes")
+    return is_yes(_NAME, options, "logprobs", default="yes")
 
 
 def _policies(options: Mapping[str, str]) -> Mapping[str, str | None]:
@@ -193,7 +194,7 @@ def _policies(options: Mapping[str, str]) -> Mapping[str, str | None]:
         return {_UNSAFE: None}
     names = list(POLICIES) if given is None else given.split("/")
     if not set(names) <= POLICIES.keys():
-        raise of_urls.wrong(_NAME, f"policies= must be {_BY_SERVER} or some of {'/'.join(POLICIES)}, got {given!r}")
+        raise wrong(_NAME, f"policies= must be {_BY_SERVER} or some of {'/'.join(POLICIES)}, got {given!r}")
     return {name: POLICIES[name] for name in names}
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import ArgumentError, CheckpointError, Krea2Error, LaunchError, printable
 from launcher.filters.built_in.classifier_folder import HARMFUL, HARMLESS, ClassifierFolder, category_of
 from launcher.filters.protocol import Picture, Scores
+from launcher.filters.spec import must
 from launcher.hub.classifiers import find_classifier
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OPTIONS = ("device", "threads", "dtype", "safe")
+_NAME = "classifier"
 THRESHOLD = 0.85  # of labels that are known for something harmful
 DTYPES = ("float32", "bfloat16", "float16")
 MOST_THREADS = 256
@@ -49,14 +51,14 @@ class Settings:
         """Read them as they are typed. Raises `ArgumentError`."""
         own: dict[str, Any] = dict(options)
         if "device" in own and not _DEVICE.fullmatch(own["device"]):
-            raise _refusal("device=", "cpu, cuda or cuda:N", own["device"])
+            raise must(_NAME, "device=", "cpu, cuda or cuda:N", own["device"])
         if "dtype" in own and own["dtype"] not in DTYPES:
-            raise _refusal("dtype=", f"one of {', '.join(DTYPES)}", own["dtype"])
+            raise must(_NAME, "dtype=", f"one of {', '.join(DTYPES)}", own["dtype"])
         if "threads" in own:
             text = own["threads"]
             number = int(text) if text.isascii() and text.isdigit() and len(text) < 5 else 0
             if not 1 <= number <= MOST_THREADS:
-                raise _refusal("threads=", f"a whole number from 1 to {MOST_THREADS}", text)
+                raise must(_NAME, "threads=", f"a whole number from 1 to {MOST_THREADS}", text)
             own["threads"] = number
         if "safe" in own:
             own["safe"] = frozenset(category_of(label) for label in own["safe"].split("/"))
@@ -68,7 +70,7 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
     Raises `ArgumentError` or `CheckpointError` for what is no classifier, and where transformers is not installed."""
     settings = Settings.read(options)
     if not value or "\0" in value:
-        raise _refusal("its value", "a folder in transformers' layout, or a Hugging Face repository", value)
+        raise must(_NAME, "its value", "a folder in transformers' layout, or a Hugging Face repository", value)
     if find_spec("transformers") is None:
         raise ArgumentError(
             "filter classifier needs transformers, which is not installed: pip install 'krea2-engine[filters]'",
@@ -76,10 +78,10 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
         )
     path = find_classifier(value)
     if not os.path.isdir(path):
-        raise _refusal("its value", "a folder that is there, or a Hugging Face repository, as owner/name", value)
+        raise must(_NAME, "its value", "a folder that is there, or a Hugging Face repository, as owner/name", value)
     folder = ClassifierFolder.read(path)
     if unknown := settings.safe - {*map(category_of, folder.labels)}:
-        raise _refusal("safe=", f"of its labels, with / between them: {_listed(folder)}", sorted(unknown)[0])
+        raise must(_NAME, "safe=", f"of its labels, with / between them: {_listed(folder)}", sorted(unknown)[0])
     return os.path.abspath(path)
 
 
@@ -188,7 +190,7 @@ def _prepare_torch(settings: Settings) -> tuple[torch.device, torch.dtype]:
     device = torch.device(settings.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         there = f"there are {torch.cuda.device_count()}" if torch.cuda.device_count() else "torch sees none here"
-        raise _refusal("device=", f"a GPU of this machine ({there}) or cpu", settings.device)
+        raise must(_NAME, "device=", f"a GPU of this machine ({there}) or cpu", settings.device)
     return device, getattr(torch, settings.dtype)
 
 
@@ -242,7 +244,3 @@ def _cpus() -> int:
 
 def _listed(folder: ClassifierFolder) -> str:
     return ", ".join(map(category_of, folder.labels))
-
-
-def _refusal(option: str, allowed: str, value: str) -> ArgumentError:
-    return ArgumentError(f"filter classifier: {ArgumentError.of(option, allowed, value).message}", parameter="filters")

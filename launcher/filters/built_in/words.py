@@ -8,14 +8,15 @@ asked for. `word_list/entries.py` says what a list looks like.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
 from engine.errors import ArgumentError
 from launcher.filters.built_in.word_list.entries import MOST_ENTRIES, Entry, read_list
 from launcher.filters.protocol import Prompt, Scores
+from launcher.filters.spec import is_yes, meant, wrong
 
 OPTIONS = ("languages", "negative")
+_NAME = "words"
 MOST_BYTES = 16 * 2**20  # of all lists of a filter
 
 _LISTS = Path(__file__).parent / "lists"
@@ -25,7 +26,7 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
     """Read the lists, and raise `ArgumentError` where they cannot be, or where an option is wrong. Returns the absolute
     path of the operator's file or folder, or ""."""
     path = str(Path(value).expanduser().absolute()) if value else ""
-    _negative(options)
+    is_yes(_NAME, options, "negative")
     for _ in _entries(path, options):
         pass
     return path
@@ -33,7 +34,7 @@ def check_options(value: str, options: Mapping[str, str]) -> str:
 
 def make(value: str, options: Mapping[str, str]) -> Words:
     """Make the filter, in its process. Raises as `check_options` does."""
-    return Words(_entries(value, options), negative=_negative(options))
+    return Words(_entries(value, options), negative=is_yes(_NAME, options, "negative"))
 
 
 class Words:
@@ -80,10 +81,10 @@ def _entries(path: str, options: Mapping[str, str]) -> Iterator[Entry]:
         for entry in read_list(str(file) if file.parent != _LISTS else f"the list {file.stem}", text):
             count += 1
             if count > MOST_ENTRIES:
-                raise _error(f"its lists must have at most {MOST_ENTRIES} entries, and {file} has one more")
+                raise wrong(_NAME, f"its lists must have at most {MOST_ENTRIES} entries, and {file} has one more")
             yield entry
     if not count:
-        raise _error(f"its value must be a file or folder of lists with entries, and {path} has none")
+        raise wrong(_NAME, f"its value must be a file or folder of lists with entries, and {path} has none")
 
 
 def _own_lists(languages: str | None, *, given: bool) -> list[Path]:
@@ -92,10 +93,8 @@ def _own_lists(languages: str | None, *, given: bool) -> list[Path]:
     known = {file.stem: file for file in sorted(_LISTS.glob("*.txt"))}
     for language in languages.split("/"):
         if language not in known:
-            close = get_close_matches(language, known, n=1)
-            meant = f"; did you mean {close[0]}?" if close else ""
             allowed = f"some of {'/'.join(known)}, with / between them"
-            raise _error(f"{ArgumentError.of('languages=', allowed, languages).message}{meant}")
+            raise wrong(_NAME, f"{ArgumentError.of('languages=', allowed, languages).message}{meant(language, known)}")
     return [file for language, file in known.items() if language in languages.split("/")]
 
 
@@ -103,35 +102,26 @@ def _files(path: Path) -> list[Path]:
     try:
         files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     except OSError as error:
-        raise _error(f"{path} cannot be read: {error.strerror or error}") from None
+        raise wrong(_NAME, f"{path} cannot be read: {error.strerror or error}") from None
     if not files:
-        raise _error(f"its value must be a file or a folder of *.txt files, and {path} has none")
+        raise wrong(_NAME, f"its value must be a file or a folder of *.txt files, and {path} has none")
     return files
 
 
 def _read(file: Path, most: int) -> tuple[str, int]:
     try:
         if not file.is_file():  # a pipe might be read for ever
-            raise _error(f"its value must be a file or a folder of *.txt files, and {file} is not there, or no file")
+            raise wrong(
+                _NAME, f"its value must be a file or a folder of *.txt files, and {file} is not there, or no file"
+            )
         with file.open("rb") as opened:
             data = opened.read(most + 1)
     except OSError as error:
-        raise _error(f"{file} cannot be read: {error.strerror or error}") from None
+        raise wrong(_NAME, f"{file} cannot be read: {error.strerror or error}") from None
     if len(data) > most:
-        raise _error(f"its lists must be at most {MOST_BYTES // 2**20} MiB, and with {file} they are more")
+        raise wrong(_NAME, f"its lists must be at most {MOST_BYTES // 2**20} MiB, and with {file} they are more")
     try:
         return data.decode(), len(data)
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise _error(f"{file}, line {line}: a list must be UTF-8, and this line is not") from None
-
-
-def _negative(options: Mapping[str, str]) -> bool:
-    given = options.get("negative", "no")
-    if given not in ("yes", "no"):
-        raise _error(ArgumentError.of("negative=", "yes or no", given).message)
-    return given == "yes"
-
-
-def _error(message: str) -> ArgumentError:
-    return ArgumentError(f"filter words: {message}", parameter="filters")
+        raise wrong(_NAME, f"{file}, line {line}: a list must be UTF-8, and this line is not") from None

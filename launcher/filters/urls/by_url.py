@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from launcher.filters.protocol import Prompt, Scores, Unavailable
+from launcher.filters.spec import wrong
 from launcher.filters.urls.asking import Service, WrongServiceError
-from launcher.filters.urls.options import wrong
 
 _HARMLESS = Prompt("a cat")
 _OWN_SHARE = 0.9  # of the time for a call: to say what went wrong before the process is taken to hang

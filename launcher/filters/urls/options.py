@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 
-from engine.errors import ArgumentError
+from launcher.filters.spec import is_yes, must, wrong
 from launcher.filters.urls.address import Address, read_address
 from launcher.filters.urls.asking import Service
 from launcher.processes import NOT_FOR_CHILDREN
@@ -28,7 +28,7 @@ def check(name: str, route: str, value: str, options: Mapping[str, str]) -> Addr
         raise wrong(name, f"its URL {error}") from None
     model = options.get("model")
     if model is not None and not (0 < len(model) <= _LONGEST_MODEL and model.isprintable()):
-        raise _must(name, "model=", f"a name of at most {_LONGEST_MODEL} characters", model)
+        raise must(name, "model=", f"a name of at most {_LONGEST_MODEL} characters", model)
     variable = options.get("key-env")
     if variable is not None and not _VARIABLE.fullmatch(variable):
         # Whoever gave the key itself here must not find it in a log.
@@ -55,33 +55,16 @@ def checks_negative(name: str, options: Mapping[str, str]) -> bool:
     return is_yes(name, options, "negative")
 
 
-def is_yes(name: str, options: Mapping[str, str], key: str, *, default: str = "no") -> bool:
-    """Read an option that is yes or no. Raises `ArgumentError`."""
-    value = options.get(key, default)
-    if value not in ("yes", "no"):
-        raise _must(name, f"{key}=", "yes or no", value)
-    return value == "yes"
-
-
 def one_of(name: str, options: Mapping[str, str], key: str, allowed: tuple[str, ...]) -> str:
     """Read an option that is a word, the first where it is not given. Raises `ArgumentError`."""
     value = options.get(key, allowed[0])
     if value not in allowed:
-        raise _must(name, f"{key}=", " or ".join(allowed), value)
+        raise must(name, f"{key}=", " or ".join(allowed), value)
     return value
-
-
-def wrong(name: str, told: str) -> ArgumentError:
-    """Say what is wrong with what the filter `name` was given."""
-    return ArgumentError(f"filter {name}: {told}", parameter="filters")
 
 
 def _connections(name: str, options: Mapping[str, str]) -> int:
     value = options.get("connections", "8")
     if not re.fullmatch(r"[0-9]{1,3}", value) or not 1 <= int(value) <= _MOST_CONNECTIONS:
-        raise _must(name, "connections=", f"a whole number from 1 to {_MOST_CONNECTIONS}", value)
+        raise must(name, "connections=", f"a whole number from 1 to {_MOST_CONNECTIONS}", value)
     return int(value)
-
-
-def _must(name: str, key: str, allowed: str, value: str) -> ArgumentError:
-    return wrong(name, ArgumentError.of(key, allowed, value).message)
