@@ -49,7 +49,7 @@ class Metrics:
         self.images = counter("krea2_images", "Images sent to clients")
         self._pictures = counter("krea2_encoded_pictures", "Pictures encoded, that images begin from")
         self.previews = counter("krea2_previews", "Previews sent to clients")
-        held = "Previews not sent: blocked, no filter there to check them, or filters had another of the same image"
+        held = "Previews not sent: blocked, unavailable filters, busy with another of its image, or unaudited"
         self.held_previews = counter("krea2_held_previews", held, ["reason"])
         self.filters = FilterMetrics(self._registry)
         lines = "Lines of the audit log, by what they tell: image, preview, held, refused"

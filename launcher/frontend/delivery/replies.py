@@ -62,8 +62,8 @@ class Replies:
         self._send(request.followers, "preview", preview, file, index=index)
 
     def held_preview(self, reason: str) -> None:
-        """Count a preview that is not sent, since filters blocked it, were not there, or had another one of its
-        image."""
+        """Count a preview that is not sent. reason: filters `blocked` it, were `unavailable`, or `busy` with another
+        one of its image, or it is `unaudited`: its line could not be written."""
         self._metrics.held_previews.labels(reason).inc()
 
     def image(self, request: TrackedRequest, job: Job, file: bytes, warnings: tuple[str, ...] = ()) -> bool:
