@@ -3,6 +3,7 @@ taken."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from engine.errors import ServerError
 from launcher.audit import reports as audit_reports
 from launcher.audit.entries import Entries, Entry
 from launcher.audit.fingerprint import Fingerprint
@@ -137,6 +139,9 @@ def test_reports_without_end_leave_room_on_the_disk(
 
 def test_a_report_that_cannot_be_written_is_no_success(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with fake_server(audit_log=str(tmp_path / "file")) as (client, _):
-        answer = client.post(PATH, json={"reason": "x", "request_id": "a"})
-        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "5")
+    taking = audit_reports.Reports(str(tmp_path / "file"), keep_pictures=False).take(
+        request_id="a", picture=None, reason="x", contact=None, key=None
+    )
+    with pytest.raises(ServerError) as caught:
+        asyncio.run(taking)
+    assert caught.value.retry_after_s == 5
