@@ -49,7 +49,7 @@ def test_a_full_queue_is_told_with_the_seconds_after_which_to_come_again(server:
         error = refused(answer)["error"]
         assert (error["code"], error["type"], error["param"]) == ("queue_full", "rate_limit_error", None)
         assert int(answer.headers["retry-after"]) >= 1
-        assert server.load()[0] >= MAX_QUEUE
+        assert sum(server.load()) >= MAX_QUEUE  # one that waited may have begun meanwhile, and none has ended
     server.wait_for_rest()
     assert server.post(PATH, BODY).status_code == 200
 
