@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from operator import mul
+from string import digits
 
 from launcher.filters.built_in.word_list.disguises import (
     CHUNKS,
@@ -77,8 +78,20 @@ class Revealer:
     def _written(self, chunk: str) -> str | None:
         """The listed word that a chunk can be read as; one that it is, rather than one that it begins with."""
         read = dict.fromkeys(readings(chunk))
-        whole = next(filter(None, map(self._whole, read)), None)
+        whole = next(filter(None, map(self._whole, read)), None) or self._between_digits(chunk)
         return whole or next(filter(None, map(self._begun, read)), None)
+
+    def _between_digits(self, chunk: str) -> str | None:
+        """The listed word that a chunk is between the digits that it begins or ends with, which are kept beside it."""
+        core = chunk.strip(digits)
+        if core == chunk or len(core) < _SHORTEST:
+            return None
+        read = [as_letters(core)] if core.isalpha() else dict.fromkeys(readings(core))
+        word = next(filter(None, map(self._whole, read)), None)
+        if word is None:
+            return None
+        before, _, after = chunk.partition(core)
+        return f"{before} {word} {after}".strip()
 
     def _word(self, reading: str) -> str | None:
         """The listed word that a reading is, or begins with, in letters as `as_letters` has them."""

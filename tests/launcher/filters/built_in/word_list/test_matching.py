@@ -174,5 +174,15 @@ def test_a_digit_before_a_listed_number_is_another_number() -> None:
     assert matcher.scores("15岁的猫, 15 years") == {}
 
 
+def test_digits_at_the_ends_of_a_word_leave_it_the_word_that_it_is() -> None:
+    matcher = WordMatcher(read_list("x", "[a]\nsosban, fox\n[b]\nold foxi*\n[c]\n{1-17} years"))
+    for text in ("fox1", "1fox", "f0x99", "2024fox7", "sosban3"):  # of which 1 may be an i, too
+        assert matcher.scores(text) == {"a": 1.0}, text
+    assert matcher.scores("old foxi1") == {"b": 1.0}
+    assert matcher.scores("9years") == {"c": 1.0}
+    for text in ("foxes1", "outfox1", "19years", "mp3, h264, 35mm, 4k"):
+        assert matcher.scores(text) == {}, text
+
+
 def _found(text: str) -> set[str]:
     return {entry.text for entry in MATCHER.find(text)}
