@@ -40,7 +40,7 @@ class ManifestSigner:
 
     certificate and key: files in PEM. timestamp: the URL of an authority (RFC 3161) that is asked for the time of each
     signature; None for none. Raises `ArgumentError` for what cannot be used, found by signing a file. ends: when the
-    certificate does, in UTC, after which nothing can be signed.
+    certificate does, in UTC, after which nothing can be signed. key_file: as given.
     """
 
     def __init__(self, certificate: str, key: str, timestamp: str | None = None) -> None:
@@ -56,7 +56,7 @@ class ManifestSigner:
             info = c2pa.C2paSignerInfo(algorithm.encode(), chain, private, asked)
             return c2pa.Context.from_dict(_SETTINGS, signer=c2pa.Signer.from_info(info))
 
-        self._c2pa = c2pa
+        self._c2pa, self.key_file = c2pa, key
         self._asks_again = 0.0  # when the authority is asked again, by the monotonic clock
         self._timestamped: Any = None
         try:

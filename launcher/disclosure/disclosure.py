@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import engine
 from engine.errors import ArgumentError
 from launcher.disclosure.xmp import COMPOSITE, DRAWN, packet
+from launcher.messages.api_keys import others_can_read
 from launcher.messages.configs import DisclosureConfig
 
 if TYPE_CHECKING:
@@ -41,13 +42,17 @@ class Disclosure:
         return cls(config.xmp, ManifestSigner(config.c2pa_certificate, config.c2pa_key, config.c2pa_timestamp))
 
     @property
-    def warning(self) -> str | None:
-        """What to tell whoever starts a server with it: that its certificate ends soon."""
-        if self.signer is None or self.signer.ends - datetime.now(UTC) > _SOON:
-            return None
-        return (
-            f"the C2PA certificate ends on {self.signer.ends:%Y-%m-%d %H:%M} UTC, and no image can be made after that"
-        )
+    def warnings(self) -> tuple[str, ...]:
+        """What to tell whoever starts a server with it: who can read its key, and that its certificate ends soon."""
+        if self.signer is None:
+            return ()
+        told = []
+        if others_can_read(self.signer.key_file):
+            told.append(f"every user of this machine can read {self.signer.key_file}")
+        if self.signer.ends - datetime.now(UTC) <= _SOON:
+            ends = f"{self.signer.ends:%Y-%m-%d %H:%M} UTC"
+            told.append(f"the C2PA certificate ends on {ends}, and no image can be made after that")
+        return tuple(told)
 
     def packet(self, *, composite: bool, model: str | None = None, metadata: bool = True) -> bytes | None:
         """Return XMP for a file, None for none.

@@ -153,7 +153,7 @@ def configure(
         c2pa_key=launching.c2pa_key,
         c2pa_timestamp=launching.c2pa_timestamp,
     )
-    ends_soon = Disclosure.of(disclosure).warning  # the front-end makes another
+    of_disclosure = Disclosure.of(disclosure).warnings  # the front-end makes another
     filters: tuple[FilterSpec, ...] = ()
     if launching.filters:
         from launcher.filters.spec import read_specs  # in vain for most
@@ -181,9 +181,7 @@ def configure(
         audit_log=launching.audit_log,
         audit_content=launching.audit_content,
     )
-    warnings: tuple[str, ...] = _taken_for_demos(engine, launching.loras)
-    if ends_soon is not None:
-        warnings += (ends_soon,)
+    warnings = _taken_for_demos(engine, launching.loras) + of_disclosure
     if model.variant_note is not None:
         warnings += (model.variant_note,)
     if launching.loras or launching.merge_lora or launching.lora_dir is not None:

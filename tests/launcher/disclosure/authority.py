@@ -37,6 +37,7 @@ class Signing:
         """Write them as files, and return the options that name these."""
         (folder / "chain.pem").write_bytes(self.chain)
         (folder / "key.pem").write_bytes(self.key)
+        (folder / "key.pem").chmod(0o600)
         return {"c2pa_certificate": str(folder / "chain.pem"), "c2pa_key": str(folder / "key.pem")}
 
 

@@ -166,6 +166,13 @@ def test_a_certificate_that_ends_soon_is_warned_of_at_the_start(days: int, soon:
     assert warned.startswith("the C2PA certificate ends on 20") == soon
 
 
+def test_a_key_that_others_can_read_is_warned_of_at_the_start(tmp_path: Path) -> None:
+    options = {**DEFAULTS, "model": "demo", **certified(days=30).options(tmp_path)}
+    (tmp_path / "key.pem").chmod(0o644)
+    _, _, warnings = configure(options, auto=False, workload=no_workload, tell=no_workload)
+    assert warnings == (f"every user of this machine can read {tmp_path / 'key.pem'}",)
+
+
 def no_workload(*_: object) -> Any:
     raise AssertionError
 
