@@ -6,6 +6,7 @@ of each of its pictures; the answer is `Scored`, `Marked`, followed by the rgb o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -72,8 +73,9 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
 def check_scores(scores: object) -> dict[str, float]:
     """Return scores as numbers. Raises `ValueError` for whatever is not scores."""
     try:
-        given = dict(scores)  # type: ignore[call-overload]
-        read = {category: float(score) for category, score in given.items()}
+        if not isinstance(scores, Mapping):
+            raise TypeError
+        read = {category: float(score) for category, score in scores.items()}
     except (TypeError, ValueError):
         raise ValueError(f"scores must be a number for each category, got a {type(scores).__name__}") from None
     if len(read) > MOST_CATEGORIES:
