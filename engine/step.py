@@ -1,4 +1,4 @@
-"""What a rank is told to do: jobs and numbered steps. Plain data, the same to every rank; imports nothing of ours.
+"""What a rank is told to do: jobs and numbered steps. Plain data, the same to every rank; imports plain data alone.
 
 A request for several images is several jobs; a job is one image. The front-end decides which jobs step together, a
 rank only executes. Every rank gets the same `Step`s in the same order, so their collectives always match.
@@ -7,6 +7,9 @@ rank only executes. Every rank gets the same `Step`s in the same order, so their
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from engine.step_cache.settings import StepCache
+from engine.step_cache.step_plan import WHOLE
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,12 @@ class Job:
     None by the checkpoint's rule. A preview is made after every `preview_every` steps but the last; 0 means none.
     `loras`: ids of loaded adapters, each with its strength. Width and height are pixels. explain: the step that starts
     it is to say what the rank reaches, in `StepTimes.reach`. picture: what it begins from, None for noise alone.
-    skipped_steps: of the schedule before its own `steps`, which may be none.
+    skipped_steps: of the schedule before its own `steps`, which may be none. sigmas: the noise levels of all of them
+    before mu's shift, falling, without the 0 that follows; None by the schedule's rule.
+
+    cache: which steps may be saved, None for none. guidance_window: the negative prompt is computed from the first to
+    before the second of these fractions of the schedule; outside it the velocity is the prompt's alone, or
+    (`guidance_outside` "last" instead of "off") changed once more by the last guided step's difference.
     """
 
     job_id: int
@@ -62,6 +70,10 @@ class Job:
     explain: bool = False
     picture: Picture | None = None
     skipped_steps: int = 0
+    sigmas: tuple[float, ...] | None = None
+    cache: StepCache | None = None
+    guidance_window: tuple[float, float] = WHOLE
+    guidance_outside: str = "off"
 
     @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
@@ -131,6 +143,9 @@ class StepTimes:
     graph: the step was the replay of a CUDA graph. reach: if a job that it started asked for it; before the step, the
     rank took `reach_s` to find out. late_s: how long ago the step was over when this was told, where a device does not
     say when it is: a CPU may have decoded an image since.
+
+    blocks_run: of each job that it denoised and that has a plan (`engine.step_cache.step_plan`), the id, and how many
+    of the DiT's blocks each half of it ran.
     """
 
     encode_s: float = 0.0
@@ -143,6 +158,7 @@ class StepTimes:
     late_s: float = 0.0
     picture_s: float = 0.0
     encoded_pixels: int = 0
+    blocks_run: tuple[tuple[int, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ _SIZES = {"engine.errors", "engine.config"}
 ENGINE_FLOORS: dict[str, set[str]] = {
     "engine": set(),  # which version it is
     "engine.errors": set(),
-    "engine.step": set(),
+    "engine.step_cache": set(),
+    "engine.step": {"engine.step_cache"},
     "engine.config": {"engine.errors"},
-    "engine.scheduling": {"engine.step"},
+    "engine.scheduling": {"engine.step", "engine.step_cache"},
     "engine.kernels": set(),
     "engine.kernels.attention": {"engine.errors", "engine.kernels"},
     "engine.device": {*_SIZES, "engine.kernels"},
@@ -48,7 +49,7 @@ ENGINE_FLOORS: dict[str, set[str]] = {
         "engine.checkpoint.files",
         "engine.checkpoint.layouts",
     },
-    "engine.planning": {*_SIZES, "engine.checkpoint", "engine.model"},
+    "engine.planning": {*_SIZES, "engine.step_cache", "engine.checkpoint", "engine.model"},
     "engine.offload": {
         *_SIZES,
         "engine.device",
@@ -69,6 +70,7 @@ ENGINE_FLOORS: dict[str, set[str]] = {
         *_SIZES,
         "engine.pictures",
         "engine.step",
+        "engine.step_cache",
         "engine.device",
         "engine.kernels",
         "engine.kernels.attention",
