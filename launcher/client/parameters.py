@@ -13,7 +13,7 @@ import msgspec
 from engine.errors import ArgumentError
 from launcher.client.uploads import KINDS, read_pictures
 from launcher.messages.client_messages import Generate
-from launcher.messages.message_parts import LoraChoice, Outpaint
+from launcher.messages.message_parts import CacheChoice, LoraChoice, Outpaint
 from launcher.messages.parameter_names import ALIASES, SYNONYMS, in_own_names
 from launcher.parameters.table import OTHERS
 from launcher.parameters.values import PICTURES
@@ -56,6 +56,12 @@ class OwnParameters(TypedDict, total=False):
     outpaint: Annotated[Mapping[str, int] | None, 'Pixels to add to `image`, as {"left": 256, "top": 64}.']
     mask_crop: Annotated[int | None, "Draw only the masked part and so many pixels around it, at full size."]
     mask_feather: Annotated[int | None, "Pixels over which what is drawn fades into what stays. None: 8."]
+    cache: Annotated[
+        str | Mapping[str, Any], 'Compute fewer steps: off, quality, fast, or {"method": "velocity", "order": 1, …}.'
+    ]
+    guidance_from: Annotated[float, "Guide only from this part of the schedule on, 0 to 1: before it, steps cost half."]
+    guidance_until: Annotated[float, "Guide only up to this part of the schedule, 0 to 1."]
+    guidance_outside: Annotated[str, "What guides in the other steps: off, or last, for the last guided one's."]
     moderation: Annotated[str, "Which thresholds the engine's filters apply: auto or low."]
     user: Annotated[str | None, "Whom the picture is for, at most 256 characters: goes into the audit log."]
 
@@ -153,6 +159,8 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, d
     files = read_pictures({name: own.pop(name) for name in PICTURES if name in own})
     if isinstance(own.get("outpaint"), Mapping):
         own["outpaint"] = Outpaint(**own["outpaint"])
+    if "cache" in own:
+        own["cache"] = CacheChoice.of(own["cache"])
     own |= {"pictures": tuple(files), "loras": _read_loras(own.get("loras", ()))}
     return Generate(prompt=prompt, **own), files, warnings
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from launcher.explanation import Explanation
-from launcher.messages.message_parts import LoadedLora, LoraChoice, MergedLora, Outpaint, Stage
+from launcher.messages.message_parts import CacheChoice, Computed, LoadedLora, LoraChoice, MergedLora, Outpaint, Stage
 
 PROTOCOL_VERSION = 5
 LONGEST_REQUEST_ID = 64  # characters
@@ -62,6 +62,10 @@ class Generate(_Versioned, frozen=True, kw_only=True, omit_defaults=True):
     of what is repainted. strength: how much of it changes, 0 to 1. strength_steps: whether all `steps` are run ("full")
     or as many as the strength leaves ("partial"). mask_crop: pixels around the masked part, which alone is drawn then.
     mask_feather: pixels over which what is drawn fades into what stays.
+
+    cache: which steps may be saved: `off`, `quality`, `fast`, or how. guidance_from, guidance_until: of the schedule,
+    from 0 to 1, the part in which the image is guided; outside it the negative prompt is not computed, and guidance is
+    `off` or the `last` one is used again (guidance_outside).
     """
 
     request_id: RequestId
@@ -92,6 +96,10 @@ class Generate(_Versioned, frozen=True, kw_only=True, omit_defaults=True):
     mask_feather: int | None = None
     moderation: str = "auto"
     user: str | None = None
+    cache: str | CacheChoice = "off"
+    guidance_from: float = 0.0
+    guidance_until: float = 1.0
+    guidance_outside: str = "off"
 
 
 class Cancel(_Versioned, frozen=True, kw_only=True):
@@ -187,7 +195,10 @@ class Preview(_Reply, frozen=True, kw_only=True):
 
 
 class Image(_Reply, frozen=True, kw_only=True):
-    """Image `index` of `num_images`, before a binary frame with its file. Timings, explanation: of the request."""
+    """Image `index` of `num_images`, before a binary frame with its file. Timings, explanation: of the request.
+
+    computed: what was computed for it, where steps may have been saved or left out.
+    """
 
     request_id: str
     index: int
@@ -202,6 +213,7 @@ class Image(_Reply, frozen=True, kw_only=True):
     explanation: Explanation | None = None
     text_tokens: int = 0  # of prompt and negative prompt
     image_tokens: int = 0
+    computed: Computed | None = None
 
 
 class Failed(_Reply, frozen=True, kw_only=True):

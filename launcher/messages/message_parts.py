@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import msgspec
 
 
@@ -61,3 +64,50 @@ class Outpaint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     top: int = 0
     right: int = 0
     bottom: int = 0
+
+
+class CacheChoice(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """How steps of images may be saved: the fields of `StepCache`, each None for its default.
+
+    threshold, first_blocks and last_blocks are of the method `blocks` alone.
+    """
+
+    method: str = "blocks"
+    warmup_steps: int | None = None
+    max_consecutive: int | None = None
+    order: int | None = None
+    max_cached: int | None = None
+    first_blocks: int | None = None
+    last_blocks: int | None = None
+    threshold: float | None = None
+
+    @classmethod
+    def of(cls, said: str | Mapping[str, Any]) -> str | CacheChoice:
+        """Make one of its fields; a name, as `fast`, is what it is."""
+        return said if isinstance(said, str) else cls(**said)
+
+
+class Computed(msgspec.Struct, frozen=True, kw_only=True):
+    """What was computed for an image, of whose steps some may have been saved or left out.
+
+    steps: by denoise step, how many of the transformer's blocks each half ran, the prompt's first and then the negative
+    prompt's. blocks: how many there are.
+    """
+
+    steps: tuple[tuple[int, ...], ...]
+    blocks: int
+
+    @property
+    def block_evaluations(self) -> int:
+        """Count the blocks that were run, over all steps and halves."""
+        return sum(map(sum, self.steps))
+
+    @property
+    def of(self) -> int:
+        """Count the blocks that would have been run with nothing saved or left out."""
+        return self.blocks * sum(map(len, self.steps))
+
+    @property
+    def saved(self) -> float:
+        """The share of these that was not run, from 0 to 1."""
+        return 1 - self.block_evaluations / self.of if self.of else 0.0

@@ -73,6 +73,32 @@ def outpaint(name: str, value: object) -> dict[str, int]:
     return {side: whole(f"{name}.{side}", pixels) for side, pixels in sides.items()}
 
 
+def cache(name: str, value: object) -> str | dict[str, Any]:
+    """Read how steps may be saved: a name, as `fast`; `method=velocity,order=1`, or an object of such fields, in which
+    null is the default. Raises `ArgumentError` about `name`."""
+    allowed = "off, quality, fast, or fields as method=blocks,threshold=0.1"
+    if value is False:
+        return "off"
+    if isinstance(value, str) and "=" not in value:
+        return value.strip().lower()
+    if isinstance(value, str):
+        pairs = [field.partition("=") for field in value.split(",")[: len(CACHE_FIELDS) + 1]]
+        fields: Mapping[Any, Any] = {field.strip(): said for field, _, said in pairs}
+        if len(fields) < len(pairs) or any(field in CACHE_FIELDS and not said for field, said in fields.items()):
+            raise ArgumentError.of(name, allowed, value)
+    elif isinstance(value, Mapping):
+        fields = {field: said for field, said in value.items() if said not in (None, "")}
+    else:
+        raise ArgumentError.of(name, allowed, value)
+    for field in fields:
+        if field not in CACHE_FIELDS:
+            raise ArgumentError.of(name, f"{allowed}: the fields are {', '.join(CACHE_FIELDS)}", field)
+    try:
+        return {field: CACHE_FIELDS[field](f"{name}.{field}", said) for field, said in fields.items()}
+    except ArgumentError as error:
+        raise ArgumentError(error.message, parameter=name) from None
+
+
 def identifier(name: str, value: object) -> str:
     """Read a name of somebody, which may be a number. Raises `ArgumentError` about `name`."""
     if isinstance(value, str):
@@ -86,6 +112,14 @@ def _word(_: str, value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+# The fields of a cache that is given as such, and how to read each.
+CACHE_FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
+    "method": _word,
+    **dict.fromkeys(("warmup_steps", "max_consecutive", "order", "max_cached", "first_blocks", "last_blocks"), whole),
+    "threshold": number,
+}
+
+
 def _format(name: str, value: object) -> object:
     word = _word(name, value)
     return "jpeg" if word == "jpg" else word
@@ -96,11 +130,12 @@ READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "seed": seed_of,
     **dict.fromkeys(("steps", "width", "height", "num_images", "priority"), whole),
     **dict.fromkeys(("output_compression", "preview_every", "partial_images", "mask_crop", "mask_feather"), whole),
-    **dict.fromkeys(("guidance", "mu", "timeout_s", "strength"), number),
+    **dict.fromkeys(("guidance", "guidance_from", "guidance_until", "mu", "timeout_s", "strength"), number),
     **dict.fromkeys(("metadata", "explain", "stream", "progress"), switch),
     "output_format": _format,
     "outpaint": outpaint,
-    "moderation": _word,
+    "cache": cache,
+    **dict.fromkeys(("guidance_outside", "moderation"), _word),
     "user": identifier,
 }
 # Texts that may be empty. Of all other parameters an empty one is what a form has where nothing was filled in.

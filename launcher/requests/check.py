@@ -13,12 +13,15 @@ from typing import TypeVar
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.pictures.strength import MOST_SCHEDULE_STEPS, steps_of
+from engine.step_cache.settings import StepCache
+from engine.step_cache.step_plan import WHOLE
 from launcher.messages.client_messages import MODERATIONS, Generate
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, usable_seed
 from launcher.pictures.prepared import PreparedPicture
 from launcher.pictures.wanted import check_picture
+from launcher.requests.schedule.saved_steps import check_cache, check_window, warn_of_nothing_saved
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 LONGEST_USER = 256  # characters
@@ -42,6 +45,7 @@ class CheckedRequest:
 
     steps: those that are run; asked_steps: as they were asked for, skipped_steps: of the schedule before those run.
     strength: None for images that begin from no picture. picture: what they begin from, where its files are known.
+    cache, guidance_window, guidance_outside: as of a `Job`.
     """
 
     prompt: str
@@ -73,6 +77,9 @@ class CheckedRequest:
     picture: PreparedPicture | None = None
     moderation: str = "auto"
     user: str | None = None
+    cache: StepCache | None = None
+    guidance_window: tuple[float, float] = WHOLE
+    guidance_outside: str = "off"
 
     @property
     def answer_size(self) -> tuple[int, int]:
@@ -125,6 +132,8 @@ def check(
             least = 1 - 1 / steps if request.strength_steps == "partial" else steps / (steps + 1)
             told = f"with {steps} steps a strength above {math.floor(least * 1000) / 1000:g} is as good as 1"
             warnings.append(f"nothing of the picture is kept: {told}")
+    cache, window = check_cache(request.cache, model), check_window(request)
+    warnings.extend(warn_of_nothing_saved(cache, window, guided=guidance > 0, steps=run, skipped=skipped))
     width, height = _size(request.width, request.height, model, limits)
     if picture is not None:
         width, height = picture.width, picture.height
@@ -198,6 +207,9 @@ def check(
         picture=picture,
         moderation=request.moderation,
         user=request.user,
+        cache=cache,
+        guidance_window=window if guidance > 0 else WHOLE,
+        guidance_outside=request.guidance_outside,
     )
 
 

@@ -16,7 +16,7 @@ from launcher.requests.tokenizer import Prompt
 class Plan:
     """The jobs of a request, one an image, and the text and image tokens of each segment that one adds to a step.
 
-    text_tokens: of its prompts together, as they were written: without the template.
+    text_tokens: of its prompts together, as they were written: without the template. blocks: of the transformer.
     """
 
     jobs: tuple[Job, ...]
@@ -24,6 +24,7 @@ class Plan:
     warnings: tuple[str, ...]
     text_tokens: int = 0
     image_tokens: int = 0  # of each image
+    blocks: int = 0
 
 
 def make_plan(
@@ -63,6 +64,9 @@ def make_plan(
             explain=checked.explain,
             picture=picture,
             skipped_steps=checked.skipped_steps,
+            cache=checked.cache,
+            guidance_window=checked.guidance_window,
+            guidance_outside=checked.guidance_outside,
         )
         for index, job_id in enumerate(ids)
     )
@@ -70,4 +74,4 @@ def make_plan(
     segments = tuple(len(text.ids) - PREFIX_TOKENS + image_tokens for text in texts.values())
     cut = tuple(f"{name} was cut to {MAX_PROMPT_TOKENS} tokens" for name, text in texts.items() if text.cut)
     text_tokens = sum(len(text.ids) - PREFIX_TOKENS - SUFFIX_TOKENS for text in texts.values())
-    return Plan(jobs, segments, checked.warnings + cut, text_tokens, image_tokens)
+    return Plan(jobs, segments, checked.warnings + cut, text_tokens, image_tokens, model.transformer.num_layers)

@@ -16,7 +16,7 @@ from launcher.client.async_client import AsyncClient
 from launcher.client.client import Client
 from launcher.client.parameters import INSTEAD, LoraParameters, OwnParameters, Parameters, make_request
 from launcher.messages.client_messages import Generate
-from launcher.messages.message_parts import LoraChoice, Outpaint
+from launcher.messages.message_parts import CacheChoice, LoraChoice, Outpaint
 from launcher.messages.parameter_names import ALIASES, GUIDANCE_IS_OFF
 
 CALLS = (Client.generate, Client.stream, AsyncClient.generate, AsyncClient.stream)
@@ -32,7 +32,9 @@ def test_the_keywords_are_the_fields_of_the_messages_with_their_types() -> None:
         object,
         Mapping[str, int] | None,
     )
+    assert keywords.pop("cache") == str | Mapping[str, Any]
     own = {"loras": tuple[LoraChoice, ...], "pictures": tuple[str, ...], "outpaint": Outpaint | None}
+    own["cache"] = str | CacheChoice
     assert {"version": int, "prompt": str, **own, **keywords} == wire
     assert get_type_hints(LoraParameters) == {field.name: field.type for field in msgspec.structs.fields(LoraChoice)}
     assert {*get_type_hints(Parameters)} - {*get_type_hints(OwnParameters)} == {*ALIASES, "size"}

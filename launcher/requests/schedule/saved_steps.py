@@ -1,0 +1,113 @@
+"""Checks which steps of its images a request lets be saved, and in which they are guided. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from engine.config.model_config import ModelConfig
+from engine.errors import ArgumentError
+from engine.pictures.strength import MOST_SCHEDULE_STEPS
+from engine.step import Job
+from engine.step_cache.settings import METHODS, PRESETS, StepCache
+from engine.step_cache.step_plan import WHOLE, StepKind, plan_of
+from launcher.messages.client_messages import Generate
+from launcher.messages.message_parts import CacheChoice
+
+OFF = "off"
+CACHES = (OFF, *PRESETS)
+GUIDANCE_OUTSIDE = (OFF, "last")
+MOST_THRESHOLD = 100.0
+_OF_BLOCKS = ("first_blocks", "last_blocks", "threshold")
+# What cache-dit saves unless it is told otherwise, with half of its threshold: Krea's steps are few.
+_DEFAULTS = StepCache("blocks", warmup_steps=8, max_consecutive=2, order=1, max_cached=200)
+_HIGHEST_ORDER = 1
+
+
+def check_cache(asked: str | CacheChoice, model: ModelConfig) -> StepCache | None:
+    """Give the settings that a request asks for, None for `off`. Raises `ArgumentError` about `cache`."""
+    if isinstance(asked, str):
+        if asked not in CACHES:
+            raise ArgumentError.of("cache", f"one of {', '.join(CACHES)}, or its fields", asked)
+        cache = PRESETS.get(asked)
+    else:
+        cache = _check_fields(asked)
+    if cache is not None and cache.method == "blocks":
+        blocks, always = model.transformer.num_layers, cache.first_blocks + cache.last_blocks
+        if always >= blocks:
+            told = f"less than the {blocks} blocks of the model in all, got {always}"
+            raise ArgumentError(f"cache.first_blocks and cache.last_blocks must be {told}", parameter="cache")
+    return cache
+
+
+def _check_fields(asked: CacheChoice) -> StepCache:
+    given = {name: getattr(asked, name) for name in asked.__struct_fields__ if getattr(asked, name) is not None}
+    if asked.method not in METHODS:
+        raise _wrong("method", f"one of {', '.join(METHODS)}", asked.method)
+    for name in _OF_BLOCKS if asked.method != "blocks" else ():
+        if name in given:
+            raise ArgumentError(f"cache.{name} is of method blocks, not of {asked.method}", parameter="cache")
+    _between(given, "warmup_steps", 0, MOST_SCHEDULE_STEPS)
+    _between(given, "max_consecutive", 1, MOST_SCHEDULE_STEPS)
+    _between(given, "order", 0, _HIGHEST_ORDER)
+    _between(given, "max_cached", 1, MOST_SCHEDULE_STEPS)
+    _between(given, "first_blocks", 1, MOST_SCHEDULE_STEPS)
+    _between(given, "last_blocks", 0, MOST_SCHEDULE_STEPS)
+    _between(given, "threshold", 0, MOST_THRESHOLD)
+    return StepCache(**asdict(_DEFAULTS) | given)
+
+
+def check_window(request: Generate) -> tuple[float, float]:
+    """Give the part of the schedule in which a request is guided. Raises `ArgumentError`."""
+    window = request.guidance_from, request.guidance_until
+    for name, fraction in zip(("guidance_from", "guidance_until"), window, strict=True):
+        if not 0 <= fraction <= 1:  # NaN is neither
+            raise ArgumentError.of(name, "between 0 and 1, a part of the schedule", fraction)
+    if window[0] >= window[1]:
+        allowed = f"above guidance_from, which is {window[0]:g} (without any guidance: guidance 0)"
+        raise ArgumentError.of("guidance_until", allowed, window[1])
+    if request.guidance_outside not in GUIDANCE_OUTSIDE:
+        raise ArgumentError.of("guidance_outside", f"one of {', '.join(GUIDANCE_OUTSIDE)}", request.guidance_outside)
+    return float(window[0]), float(window[1])
+
+
+def warn_of_nothing_saved(
+    cache: StepCache | None, window: tuple[float, float], *, guided: bool, steps: int, skipped: int
+) -> Iterator[str]:
+    """Say what has no effect on images of so many steps, after those of the schedule that are skipped."""
+    if window != WHOLE and not guided:
+        yield "guidance_from and guidance_until were ignored: guidance is 0, so that there is none to leave out"
+    if cache is None or steps == 0:
+        return
+    plan = plan_of(_job(cache, window, guided=guided, steps=steps, skipped=skipped)) or ()
+    if not any(kind in (StepKind.MAY_BE_CACHED, StepKind.FORECAST) for half in plan for kind in half):
+        told = f"all {steps} steps are" if cache.warmup_steps >= steps else f"{cache.warmup_steps} of {steps} steps are"
+        last = "" if cache.warmup_steps >= steps else ", and the last one is always computed"
+        yield f"cache saves nothing: {told} warm-up{last}"
+
+
+def _job(cache: StepCache, window: tuple[float, float], *, guided: bool, steps: int, skipped: int) -> Job:
+    """A job of which only the plan is wanted."""
+    return Job(
+        job_id=0, prompt_ids=(), negative_ids=() if guided else None, width=0, height=0, steps=steps, guidance=0.0,
+        mu=None, seed=0, skipped_steps=skipped, cache=cache, guidance_window=window,
+    )  # fmt: skip
+
+
+def describe_cache(cache: StepCache) -> str | dict[str, Any]:
+    """Say what would have to be asked for to have these settings: a name, or fields."""
+    for name, preset in PRESETS.items():
+        if cache == preset:
+            return name
+    fields = asdict(cache)
+    return fields if cache.method == "blocks" else {name: fields[name] for name in fields if name not in _OF_BLOCKS}
+
+
+def _between(given: dict[str, Any], name: str, low: float, high: float) -> None:
+    if name in given and not low <= given[name] <= high:  # NaN is between nothing
+        raise _wrong(name, f"between {low:g} and {high:g}", given[name])
+
+
+def _wrong(name: str, allowed: str, value: object) -> ArgumentError:
+    return ArgumentError(ArgumentError.of(f"cache.{name}", allowed, value).message, parameter="cache")
