@@ -39,7 +39,7 @@ from PIL import Image
 from bench.adherence import tasks
 from bench.adherence.contact_sheet import Tile, contact_sheet
 from bench.adherence.drawing import Drawn, Engine, Way, draw_ways
-from bench.adherence.edits import TASKS
+from bench.adherence.options import BAR, PROMPTS, TABLE_PROMPTS, parse
 from bench.adherence.rates import (
     ALL,
     CONFIDENCE,
@@ -52,25 +52,13 @@ from bench.adherence.rates import (
     rates_by_attribute,
     results_of,
 )
-from bench.measure.arguments import (
-    PICTURE_FILES,
-    end_with,
-    image_side,
-    json_file,
-    not_negative,
-    picture_file,
-    positive,
-    share_of,
-)
+from bench.measure.arguments import end_with
 from bench.measure.output import append_json, print_table
 from demo.judge import ATTRIBUTES
 from demo.pictures import draw as render
 from engine.config.engine_config import ATTENTIONS
 from engine.errors import ArgumentError, Krea2Error
-from engine.pictures.strength import STRENGTH_STEPS
 
-PROMPTS, TABLE_PROMPTS = 500, 100
-BAR = 0.6  # the lower end of the interval of what the demo had when it shipped, docs/demo.md says how much
 CHOICES: dict[str, tuple[Any, ...]] = {
     "steps": (2, 4, 6, 8, 12, 16),
     "guidance": (0.0, 1.0, 2.0, 3.5, 5.0),
@@ -83,7 +71,7 @@ SHOWN_WRONG = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = _parse(arguments)
+    options = parse(arguments, (__doc__ or "").split("\n")[0])
     size = None if options.width is None else (options.width, options.height)
     engine = Engine(options.model, options.tp, options.device, options.dtype, options.quantization, options.attention)
     way = Way("as given", engine, options.steps, options.guidance)
@@ -247,52 +235,6 @@ def _save(tiles: Sequence[Tile], columns: int, file: Path | None) -> None:
     """Nothing where there is no file or no tile."""
     if file is not None and tiles:
         contact_sheet(tiles, columns).save(file)
-
-
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m bench.adherence", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="demo", help="one that knows the demo's prompts")
-    parser.add_argument("--prompts", type=positive, help=f"how many (default: {PROMPTS}, with --table {TABLE_PROMPTS})")
-    parser.add_argument("--steps", type=positive, help="(default: the model's own)")
-    parser.add_argument("--guidance", type=not_negative, help="(default: the model's own)")
-    parser.add_argument("--width", type=image_side, help="of every picture, with --height")
-    parser.add_argument("--height", type=image_side)
-    parser.add_argument("--tp", type=positive, default=1)
-    for name in ("device", "dtype", "quantization", "attention"):
-        parser.add_argument(f"--{name}", default="auto")
-    parser.add_argument("--table", action="store_true", help="compare ways to draw")
-    parser.add_argument("--task", choices=TASKS, help="draw from pictures (default: from prompts alone)")
-    parser.add_argument("--strength", type=share_of, help="with --task (default: the engine's own)")
-    parser.add_argument("--strength-steps", choices=STRENGTH_STEPS, default=STRENGTH_STEPS[0], help="with --task")
-    parser.add_argument(
-        "--fail-under",
-        type=_bar,
-        nargs="+",
-        metavar="[ATTRIBUTE=]SHARE",
-        help=f"of the pictures in which all, or an attribute, is right; 0 to 1 (default: {BAR})",
-    )
-    parser.add_argument(
-        "--sheet", type=picture_file, metavar="FILE", help=f"write a contact sheet, as {', '.join(PICTURE_FILES)}"
-    )
-    parser.add_argument("--wrong-sheet", type=picture_file, metavar="FILE", help="another of wrong pictures")
-    parser.add_argument("--json", type=json_file, metavar="FILE", help="append the JSON lines to it")
-    options = parser.parse_args(arguments)
-    if (options.width is None) != (options.height is None):
-        parser.error("--width and --height go together")
-    if options.task is not None and options.table:
-        parser.error("--task does not go with --table")
-    if options.task is None and options.strength is not None:
-        parser.error("--strength needs a --task")
-    if options.table and (options.fail_under is not None or options.wrong_sheet is not None):
-        parser.error("--table goes with neither --fail-under nor --wrong-sheet")
-    return options
-
-
-def _bar(text: str) -> tuple[str, float]:
-    name, equals, share = text.rpartition("=")
-    if equals and name not in (ALL, *ATTRIBUTES):
-        raise argparse.ArgumentTypeError(f"must be of {', '.join((ALL, *ATTRIBUTES))}, got {name}")
-    return name or ALL, share_of(share)
 
 
 if __name__ == "__main__":
