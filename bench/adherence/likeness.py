@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 PEAK = 255.0
 # The window and constants of Wang, Bovik, Sheikh and Simoncelli, "Image quality assessment", 2004.
 WINDOW, SPREAD = 11, 1.5  # pixels: the side of the Gaussian window, and its standard deviation
 MEANS_CONSTANT, DEVIATIONS_CONSTANT = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
-
-Array = NDArray[np.float64]
 
 
 def psnr(first: Image.Image, second: Image.Image) -> float:
@@ -36,14 +33,14 @@ def ssim(first: Image.Image, second: Image.Image) -> float:
     return float(np.mean(means * deviations))
 
 
-def _values(picture: Image.Image) -> Array:
+def _values(picture: Image.Image) -> np.ndarray:
     """(height, width, 3)."""
     return np.asarray(picture.convert("RGB"), dtype=np.float64)
 
 
-def _windowed(values: Array) -> Array:
+def _windowed(values: np.ndarray) -> np.ndarray:
     """The mean in every window, weighed by a Gaussian: (height − 10, width − 10, channels)."""
-    distance = np.arange(WINDOW) - WINDOW // 2
+    distance: np.ndarray = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(distance**2) / (2 * SPREAD**2))
     weights /= weights.sum()
     for axis in (0, 1):
