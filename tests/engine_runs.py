@@ -50,6 +50,7 @@ def jobs_of(folder: Path, requests: Sequence[Request]) -> list[Job]:
                     guidance=request.guidance,
                     mu=request.mu,
                     seed=seed,
+                    sigmas=request.sigmas,
                 )
             )
     return jobs

@@ -42,6 +42,13 @@ class Request:
     negative_prompt: str = ""
     mu: float | None = None
     seeds: tuple[int, ...] = (0,)
+    sigmas: tuple[float, ...] | None = None  # as many as steps
+
+    @property
+    def levels(self) -> list[float]:
+        """The noise levels that the schedule shifts."""
+        even = np.linspace(1.0, 1 / self.steps, self.steps).tolist()
+        return even if self.sigmas is None else list(self.sigmas)
 
 
 @dataclass(frozen=True)
@@ -125,8 +132,7 @@ def expected_edit(
     generator = [torch.Generator("cpu").manual_seed(request.seeds[0])]
     velocity_of = velocities(folder, request, dtype, text_tokens=text_tokens)
     with torch.no_grad():
-        sigmas = np.linspace(1.0, 1 / request.steps, request.steps)
-        scheduler.set_timesteps(sigmas=sigmas, mu=shift_of(folder, request), device=cpu)
+        scheduler.set_timesteps(sigmas=request.levels, mu=shift_of(folder, request), device=cpu)
         timesteps, _ = theirs.get_timesteps(host, request.steps, edit.strength, cpu)
         image = VaeImageProcessor(vae_scale_factor=16).preprocess(Image.fromarray(edit.rgb), height, width)
         prepared = theirs.prepare_latents(host, image, timesteps[:1], 1, channels, height, width, dtype, cpu, generator)
@@ -245,6 +251,7 @@ def _run_pipeline(
             width=request.width,
             height=request.height,
             num_inference_steps=request.steps,
+            sigmas=None if request.sigmas is None else list(request.sigmas),
             guidance_scale=request.guidance,
             num_images_per_prompt=len(request.seeds),
             generator=[torch.Generator("cpu").manual_seed(seed) for seed in request.seeds],

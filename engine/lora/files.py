@@ -20,6 +20,7 @@ from engine.lora.families import Change, Family, Misfit, family_of, family_of_ve
 from engine.lora.folders import file_in
 from engine.lora.leftovers import complaint, describe_left_out, sort_out, unread_paths
 from engine.lora.names import LayerNames, layer_names, shorten, split_key
+from engine.lora.schedule import read_schedule
 
 _QWEN_IMAGE_WIDTH = 3072  # of its blocks
 _CHECKED_AT_ONCE = 1 << 26  # bytes
@@ -47,7 +48,8 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
 class AdapterFile:
     """Holds an open file and its `changes` by layer. left_out: which keys were left out, for people; empty if none.
     family: its kinds, such as "LoRA and DoRA", for people. modules: the number of layers, norms and tables that it
-    changes. scales: what layers' changes are multiplied by, by the place that says so, empty where none does."""
+    changes. scales: what layers' changes are multiplied by, by the place that says so, empty where none does. schedule:
+    what the header says the file was made for, None for nothing; schedule_ignored: why what it says is not taken."""
 
     def __init__(self, file: TensorFile, names: LayerNames, lenient: bool) -> None:
         self.file = file
@@ -68,6 +70,7 @@ class AdapterFile:
         kinds = Counter("DoRA" if "magnitude" in c.tensors else c.family.value for c in self.changes.values())
         self.family = " and ".join(kind for kind, _ in kinds.most_common())
         self.modules = len(self.changes)
+        self.schedule, self.schedule_ignored = read_schedule(file.metadata)
 
     def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
         """Returns the bytes that each of `tp` ranks holds of it."""

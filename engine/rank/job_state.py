@@ -73,7 +73,8 @@ class JobStarter:
                 mu = default_mu(config, config.image_tokens(job.width, job.height)) if job.mu is None else job.mu
                 schedule = _NO_STEPS
                 if job.steps:
-                    schedule = self._schedule(job.steps, job.skipped_steps, mu, self._adapters.of(job.loras, TIME))
+                    loras = self._adapters.of(job.loras, TIME)
+                    schedule = self._schedule(job.steps, job.skipped_steps, mu, job.sigmas, loras)
                 latents, kept = to_device(noise.result(), self._model.device), None
                 if job.picture is not None:
                     picture = self._pictures.get(job.picture)
@@ -111,8 +112,10 @@ class JobStarter:
             return torch.empty(0)
         return pinned(draw_noise(job.seed, job.width, job.height, model.config, model.dtype), model.device)
 
-    def _make_schedule(self, steps: int, skipped: int, mu: float, loras: Loras) -> Schedule:
-        sigmas = make_sigmas(skipped + steps, mu)[skipped:]
+    def _make_schedule(
+        self, steps: int, skipped: int, mu: float, given: tuple[float, ...] | None, loras: Loras
+    ) -> Schedule:
+        sigmas = make_sigmas(skipped + steps, mu, given)[skipped:]
         scale = self._model.config.schedule.num_train_timesteps
         timesteps = sigmas[:-1] * scale / scale  # as the references compute it, to the last bit
         with self._adapters.everywhere(loras):

@@ -24,12 +24,16 @@ def default_mu(config: ModelConfig, image_tokens: int) -> float:
     return schedule.base_shift + slope * (image_tokens - schedule.base_image_seq_len)
 
 
-def make_sigmas(steps: int, mu: float) -> torch.Tensor:
+def make_sigmas(steps: int, mu: float, given: tuple[float, ...] | None = None) -> torch.Tensor:
     """Make noise levels from 1 down to 0, (steps + 1,) float32.
 
-    s = linspace(1, 1/steps, steps), shifted by exp(mu) / (exp(mu) + 1/s - 1); then 0.
+    s = linspace(1, 1/steps, steps) or the `given` ones, shifted by exp(mu) / (exp(mu) + 1/s - 1); then 0. A mu of 0
+    shifts nothing.
     """
-    s = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64).float()
+    if given is None:
+        s = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64).float()
+    else:
+        s = torch.tensor(given, dtype=torch.float64).float()
     shift = torch.tensor(math.exp(mu))  # a number over a tensor would multiply by the reciprocal, an ulp off
     return torch.cat([shift / (shift + (1.0 / s - 1.0)), torch.zeros(1)])
 

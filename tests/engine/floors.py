@@ -10,6 +10,7 @@ ENGINE_FLOORS: dict[str, set[str]] = {
     "engine.errors": set(),
     "engine.step_cache": set(),
     "engine.step": {"engine.step_cache"},
+    "engine.sigmas": set(),
     "engine.config": {"engine.errors"},
     "engine.scheduling": {"engine.step", "engine.step_cache"},
     "engine.kernels": set(),
@@ -42,6 +43,7 @@ ENGINE_FLOORS: dict[str, set[str]] = {
     "engine.model": {*_SIZES, "engine.device", "engine.kernels", "engine.kernels.attention", "engine.parallel"},
     "engine.lora": {
         *_SIZES,
+        "engine.sigmas",
         "engine.step",
         "engine.kernels",
         "engine.parallel",

@@ -60,6 +60,8 @@ REQUESTS = {
     "600 tokens": Request("red blue " * 300, width=96, height=96, steps=3, guidance=2.0, negative_prompt="x " * 600),
     "mu": Request(CAPTION, mu=0.3),
     "large mu": Request(CAPTION, width=96, height=96, mu=3.0, guidance=1.0),
+    "sigmas": Request(CAPTION, width=96, height=96, steps=3, sigmas=(1.0, 0.61, 0.13)),
+    "sigmas as they are": Request(CAPTION, width=64, height=96, steps=2, guidance=1.0, mu=0.0, sigmas=(0.97, 0.4)),
 }
 # What splits most differently: odd numbers of image tokens, prompts longer than images, and two or three segments.
 IN_EVERY_MODE = (
@@ -125,6 +127,9 @@ def test_timesteps_are_those_of_diffusers_to_the_last_bit(turbo: Path, mu: float
     for steps in range(1, 201):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=mu, device="cpu")
         assert torch.equal(make_sigmas(steps, mu), scheduler.sigmas), f"{steps} steps"
+        given = [1 / (1 + 0.37 * step) ** 1.7 for step in range(steps)]
+        scheduler.set_timesteps(sigmas=given, mu=mu, device="cpu")
+        assert torch.equal(make_sigmas(steps, mu, tuple(given)), scheduler.sigmas), f"{steps} given"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

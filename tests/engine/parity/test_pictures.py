@@ -75,10 +75,13 @@ def random_cases(source: random.Random) -> list[Case]:
     """Two of a picture alone and two with a mask, of which one each is guided; two have pictures of one size."""
     cases, sizes = [], [(16 * source.randint(4, 9), 16 * source.randint(4, 9)) for _ in range(3)]
     for index, size in enumerate([*sizes, sizes[0]]):
+        steps = source.randint(2, 5)
+        falling = tuple(sorted((source.uniform(0.02, 1.0) for _ in range(steps)), reverse=True))
         request = Request(
             CAPTION,
             *size,
-            steps=source.randint(2, 5),
+            steps=steps,
+            sigmas=source.choice([None, falling]),
             guidance=source.choice([1.5, 3.5]) if index % 2 else 0.0,
             negative_prompt=source.choice(["", "snow"]),
             mu=source.choice([None, None, 0.4]),

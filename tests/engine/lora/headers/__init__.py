@@ -1,0 +1,1 @@
+"""Tests of what the headers of adapter files say."""
