@@ -18,6 +18,7 @@ import msgspec
 from launcher.client.pictures import open_picture, save_pictures, write_html
 from launcher.messages import client_messages as messages
 from launcher.messages.client_messages import Accepted, Progress
+from launcher.messages.message_parts import Computed
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
@@ -40,7 +41,10 @@ class Usage:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One finished image of a request, `width` × `height` pixels, as a file in `format`: png, jpeg or webp."""
+    """One finished image of a request, `width` × `height` pixels, as a file in `format`: png, jpeg or webp.
+
+    computed: which steps were, where some may have been saved or left out: by step, the blocks that each half ran.
+    """
 
     request_id: str
     attempt: int
@@ -52,6 +56,7 @@ class ImageFile:
     file: bytes = field(repr=False)
     prompt: str = ""
     usage: Usage = Usage()
+    computed: Computed | None = None
 
     @cached_property
     def image(self) -> PIL.Image:
@@ -93,6 +98,7 @@ class PreviewFile:
 class Result:
     """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total. explanation: where
     the time went, if the request asked for it with `explain`. usage: tokens of its prompts, and of all its images.
+    computed: of each image, which steps were, where some may have been saved or left out.
 
     In a notebook, a result at the end of a cell shows its images.
     """
@@ -109,6 +115,7 @@ class Result:
     prompt: str = ""
     explanation: ResultExplanation | None = None
     usage: Usage = Usage()
+    computed: list[Computed | None] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -182,7 +189,7 @@ class Following:
             case messages.Image() as it if it.index not in self._images:  # it may have been sent again
                 image = self._images[it.index] = ImageFile(
                     it.request_id, it.attempt, it.index, it.seed, it.width, it.height, it.output_format, file,
-                    self._request.prompt, Usage(it.text_tokens, it.image_tokens),
+                    self._request.prompt, Usage(it.text_tokens, it.image_tokens), it.computed,
                 )  # fmt: skip
                 self._told |= dict.fromkeys(it.warnings)
                 self.ended = len(self._images) == it.num_images
@@ -203,4 +210,5 @@ class Following:
             last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
             last.width, last.height, last.output_format, last.timings, (*self._warnings, *self._told),
             self._request.prompt, explanation, Usage(last.text_tokens, last.image_tokens * len(done)),
+            [image.computed for image in done],
         )  # fmt: skip

@@ -14,9 +14,11 @@ import msgspec
 
 import engine
 from launcher.disclosure.disclosure import Disclosure
+from launcher.messages.message_parts import Computed
 from launcher.pictures.prepared import PreparedPicture
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_metadata import save_options
+from launcher.requests.schedule.described import describe_computed, saved_settings
 
 # Pillow takes seconds over a picture of 4096², which must not keep a small one waiting. A thread of a pool that has
 # nothing to do costs nothing, and none is started before there is a picture.
@@ -43,6 +45,7 @@ def encode_image(
     *,
     seed: int,
     made_with: Mapping[str, Any] = MappingProxyType({}),
+    computed: Computed | None = None,
     disclosure: Disclosure = _DISCLOSED,
     finished: bool = False,
 ) -> bytes:
@@ -50,8 +53,8 @@ def encode_image(
     request's format.
 
     It carries prompt, seed and settings, as `save_options` writes them, unless the request says otherwise.
-    made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`. disclosure: what it says in any
-    case. finished: the pixels are those of `finish_image`.
+    made_with: what else they say, and by LoRAs' names `lora_hashes`: see `MadeWith`. computed: where not all was.
+    disclosure: what it says in any case. finished: the pixels are those of `finish_image`.
     """
     from PIL import Image
 
@@ -61,7 +64,9 @@ def encode_image(
         image = Image.frombytes("RGB", (request.width, request.height), rgb)
         if request.picture is not None:
             image = request.picture.finish(image)
-    made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with)} if request.metadata else None
+    made = None
+    if request.metadata:
+        made = {"prompt": request.prompt, "seed": seed, **_settings(request, made_with, computed)}
     composite = request.picture is not None and request.picture.keeps_source
     source: dict[str, Any] = {
         "composite": composite, "model": made_with.get("model"), "metadata": request.metadata,
@@ -112,7 +117,7 @@ def encode_preview(
     return file.getvalue()
 
 
-def _settings(request: CheckedRequest, made_with: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(request: CheckedRequest, made_with: Mapping[str, Any], computed: Computed | None) -> dict[str, Any]:
     """List what else decides how the image looks."""
     width, height = request.answer_size
     settings: dict[str, Any] = {
@@ -129,6 +134,9 @@ def _settings(request: CheckedRequest, made_with: Mapping[str, Any]) -> dict[str
             settings["outpaint"] = msgspec.structs.asdict(request.outpaint)
         around = {"mask_crop": request.mask_crop, "mask_feather": request.mask_feather}
         settings |= {name: pixels for name, pixels in around.items() if pixels is not None}
+    settings |= saved_settings(request.cache, request.guidance_window, request.guidance_outside)
+    if computed is not None:
+        settings["computed"] = describe_computed(computed)
     if request.loras:
         hashes = made_with.get("lora_hashes", {})
         settings["loras"] = [

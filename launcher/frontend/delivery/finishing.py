@@ -88,7 +88,7 @@ class Finishing:
     async def _send_image(self, request: TrackedRequest, job: Job, rgb: bytes, came: float) -> None:
         began, judged, checked = came, None, request.checked
         try:
-            said = self._made_with(request.number)
+            said, computed = self._made_with(request.number), await request.computed_of(job)
             if (joined := self._joined(checked)) is not None:
                 join = partial(finish_image, width=checked.width, height=checked.height, picture=joined)
                 rgb = await in_thread(checked.pixels, join, rgb)
@@ -98,8 +98,9 @@ class Finishing:
                 began = time.monotonic()
                 request.filtered(job.job_id, came, began)
             write = partial(
-                encode_image, seed=job.seed, made_with=said, disclosure=self._disclosure, finished=joined is not None
-            )
+                encode_image, seed=job.seed, made_with=said, computed=computed, disclosure=self._disclosure,
+                finished=joined is not None,
+            )  # fmt: skip
             file = await in_thread(checked.pixels, write, rgb, checked)
             if self._trail is not None:
                 await self._trail.image(
@@ -127,7 +128,7 @@ class Finishing:
         await request.written(job.job_id, began, time.monotonic())
         if request.ended:  # cancelled, or failed, meanwhile
             return
-        if self._replies.image(request, job, file, () if judged is None else judged.warnings):
+        if self._replies.image(request, job, file, () if judged is None else judged.warnings, computed):
             self._on_done(request)
 
     async def _judge_image(self, gate: Checks, request_id: str, checked: CheckedRequest, rgb: bytes) -> Judged:

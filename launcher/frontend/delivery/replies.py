@@ -16,6 +16,7 @@ from launcher.frontend.delivery.tracked_requests import TrackedRequest
 from launcher.logs import log_event
 from launcher.messages.api_keys import ANONYMOUS
 from launcher.messages.client_messages import Accepted, Failed, Image, Message, Preview, Progress
+from launcher.messages.message_parts import Computed
 from launcher.messages.rank_messages import Previewed
 
 
@@ -66,7 +67,14 @@ class Replies:
         one of its image, or it is `unaudited`: its line could not be written."""
         self._metrics.held_previews.labels(reason).inc()
 
-    def image(self, request: TrackedRequest, job: Job, file: bytes, warnings: tuple[str, ...] = ()) -> bool:
+    def image(
+        self,
+        request: TrackedRequest,
+        job: Job,
+        file: bytes,
+        warnings: tuple[str, ...] = (),
+        computed: Computed | None = None,
+    ) -> bool:
         """Send an image's file. warnings: of this image, beside those of its request. Returns whether it was the last
         one, which ends the request."""
         is_last = len(request.outcome) + 1 == request.checked.num_images
@@ -84,6 +92,7 @@ class Replies:
             explanation=request.life.explain() if is_last and request.life is not None else None,
             text_tokens=request.plan.text_tokens,
             image_tokens=request.plan.image_tokens,
+            computed=computed,
         )
         self._keep(request, image, file)
         self._metrics.images.inc()

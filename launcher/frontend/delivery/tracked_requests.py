@@ -12,7 +12,9 @@ from launcher.filters.checks import Judged
 from launcher.frontend.admission import followers
 from launcher.frontend.admission.followers import Follower
 from launcher.frontend.admission.repeats import Repeatable
+from launcher.frontend.delivery.computed_steps import ComputedSteps
 from launcher.messages.client_messages import Failed, Image
+from launcher.messages.message_parts import Computed
 from launcher.messages.rank_messages import Decoded, DoneStep
 from launcher.requests.check import CheckedRequest
 from launcher.requests.explained.life import Life
@@ -54,11 +56,13 @@ class TrackedRequest:
     lingering: asyncio.TimerHandle | None = None  # until it ends, since nobody follows it
     outcome: list[tuple[Image | Failed, tuple[bytes, ...]]] = field(default_factory=list)  # kept until acknowledged
     request_id: str = ""
+    computed: ComputedSteps = field(init=False)
     _told: asyncio.Event = field(default_factory=asyncio.Event)  # of steps of images that have come
 
     def __post_init__(self) -> None:
         self.timings = Timings(self.arrived, self.filter_prompt_s)
         self.request_id = self.followers[0].request_id
+        self.computed = ComputedSteps(self.plan)
 
     def begin(self, now: float) -> None:
         """Note that its first step is sent."""
@@ -74,6 +78,7 @@ class TrackedRequest:
         self.steps_done += len(job_ids) if denoised else 0
         pictured = self.plan.jobs[0].picture in done.step.encode
         self.timings.stepped(job_ids, done.times, now, encoded=encoded, pictured=pictured, denoised=denoised)
+        self.computed.stepped(done)
         if self.life is not None:
             self.life.stepped(job_ids, done)
         if self._is_told:
@@ -82,6 +87,7 @@ class TrackedRequest:
     def image_came(self, image: Decoded, now: float) -> None:
         """Note that an image has come."""
         self.decoded.add(image.job_id)
+        self.computed.image_came(image.job_id)
         self.timings.decoded(image.job_id, image.decode_s, now)
         if self.life is not None:
             self.life.decoded(image.job_id, image.decode_s, now)
@@ -93,6 +99,13 @@ class TrackedRequest:
         self.timings.filtered(came, now)
         if self.life is not None:
             self.life.filtered(job_id, came, now)
+
+    async def computed_of(self, job: Job) -> Computed | None:
+        """Say what was computed for an image that has come, when all its steps are known."""
+        if self.computed.is_told:  # as where all was computed: nothing waits then
+            return self.computed.of(job.job_id)
+        await self._told.wait()
+        return self.computed.of(job.job_id)
 
     async def written(self, job_id: int, began: float, now: float) -> None:
         """Note that a file has been made of an image, since `began`. Returns when something is known of where its time
@@ -109,6 +122,7 @@ class TrackedRequest:
             self.life.start_over(now)
         self.started = False
         self.timings = Timings(self.arrived, self.filter_prompt_s)
+        self.computed.start_over(self.decoded)
         self.steps_done = self.checked.steps * len(self.decoded)
         self.previewed = {}
 
@@ -145,7 +159,7 @@ class TrackedRequest:
 
     @property
     def _is_told(self) -> bool:
-        return self.timings.is_told and (self.life is None or self.life.is_told)
+        return self.timings.is_told and self.computed.is_told and (self.life is None or self.life.is_told)
 
     @property
     def attempt(self) -> int:

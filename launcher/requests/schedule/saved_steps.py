@@ -19,7 +19,7 @@ OFF = "off"
 CACHES = (OFF, *PRESETS)
 GUIDANCE_OUTSIDE = (OFF, "last")
 MOST_THRESHOLD = 100.0
-_OF_BLOCKS = ("first_blocks", "last_blocks", "threshold")
+OF_BLOCKS = ("first_blocks", "last_blocks", "threshold")
 # What cache-dit saves unless it is told otherwise, with half of its threshold: Krea's steps are few.
 _DEFAULTS = StepCache("blocks", warmup_steps=8, max_consecutive=2, order=1, max_cached=200)
 _HIGHEST_ORDER = 1
@@ -45,7 +45,7 @@ def _check_fields(asked: CacheChoice) -> StepCache:
     given = {name: getattr(asked, name) for name in asked.__struct_fields__ if getattr(asked, name) is not None}
     if asked.method not in METHODS:
         raise _wrong("method", f"one of {', '.join(METHODS)}", asked.method)
-    for name in _OF_BLOCKS if asked.method != "blocks" else ():
+    for name in OF_BLOCKS if asked.method != "blocks" else ():
         if name in given:
             raise ArgumentError(f"cache.{name} is of method blocks, not of {asked.method}", parameter="cache")
     _between(given, "warmup_steps", 0, MOST_SCHEDULE_STEPS)
@@ -82,9 +82,17 @@ def warn_of_nothing_saved(
         return
     plan = plan_of(_job(cache, window, guided=guided, steps=steps, skipped=skipped)) or ()
     if not any(kind in (StepKind.MAY_BE_CACHED, StepKind.FORECAST) for half in plan for kind in half):
-        told = f"all {steps} steps are" if cache.warmup_steps >= steps else f"{cache.warmup_steps} of {steps} steps are"
-        last = "" if cache.warmup_steps >= steps else ", and the last one is always computed"
-        yield f"cache saves nothing: {told} warm-up{last}"
+        yield f"cache saves nothing: {_why(cache.warmup_steps, steps)}"
+
+
+def _why(warmup_steps: int, steps: int) -> str:
+    if steps == 1:
+        return "the only step is always computed"
+    if warmup_steps >= steps:
+        return f"all {steps} steps are warm-up"
+    if warmup_steps < 2:
+        return f"of {steps} steps the first and the last one are always computed"
+    return f"{warmup_steps} of {steps} steps are warm-up, and the last one is always computed"
 
 
 def _job(cache: StepCache, window: tuple[float, float], *, guided: bool, steps: int, skipped: int) -> Job:
@@ -93,15 +101,6 @@ def _job(cache: StepCache, window: tuple[float, float], *, guided: bool, steps: 
         job_id=0, prompt_ids=(), negative_ids=() if guided else None, width=0, height=0, steps=steps, guidance=0.0,
         mu=None, seed=0, skipped_steps=skipped, cache=cache, guidance_window=window,
     )  # fmt: skip
-
-
-def describe_cache(cache: StepCache) -> str | dict[str, Any]:
-    """Say what would have to be asked for to have these settings: a name, or fields."""
-    for name, preset in PRESETS.items():
-        if cache == preset:
-            return name
-    fields = asdict(cache)
-    return fields if cache.method == "blocks" else {name: fields[name] for name in fields if name not in _OF_BLOCKS}
 
 
 def _between(given: dict[str, Any], name: str, low: float, high: float) -> None:
