@@ -103,17 +103,18 @@ class Adapters:
 
     def by_row(self, images: RowLoras, blocks: RowLoras, last: RowLoras) -> AbstractContextManager[None]:
         """Applies adapters by rows of the inputs of `img_in`, of the blocks' matrices and of the final layer; the last
-        two have a run of rows for each segment."""
+        two have a run of rows for each segment. Within another such context it stands in for that one."""
         rows = {"images": _runs(images), "blocks": _runs(blocks), "last": _runs(last)}
         return self._applied(InForce(rows, [loras for loras, _ in blocks]))
 
     @contextmanager
     def _applied(self, in_force: InForce) -> Iterator[None]:
+        before = self._in_force.rows, self._in_force.segments
         self._in_force.rows, self._in_force.segments = in_force.rows, in_force.segments
         try:
             yield
         finally:
-            self._in_force.rows, self._in_force.segments = {}, ()
+            self._in_force.rows, self._in_force.segments = before
 
     def _owner(self, parameter: str) -> Owner:
         return cast(Owner, self._transformer.get_submodule(parameter.rpartition(".")[0]))

@@ -11,6 +11,7 @@ import torch
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.kernels.packing import Packing
+from engine.lora.adapters import DENOISING
 from engine.lora.files import open_adapter
 from engine.parallel.mesh import Mesh
 from engine.rank.rank import Rank
@@ -116,6 +117,27 @@ def test_unloading_leaves_nothing_behind(turbo: Path, adapters: list[Adapter]) -
     assert torch.equal(latents((), (), ()), plain)
     assert relative_error(first, second) > 0.01
     assert all(module.side_path is None for module in rank.model.transformer.modules() if hasattr(module, "side_path"))
+
+
+def test_within_a_batch_a_narrower_one_has_its_own_rows(turbo: Path, adapters: list[Adapter]) -> None:
+    rank = make_rank(turbo)
+    rank.execute(Step(0, load=tuple(adapters))).wait()
+    matrix = rank.model.transformer.transformer_blocks[0].ff.gate_up
+    x = torch.randn(5, matrix.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    loras = rank.adapters.of(((0, 0.8),), DENOISING)
+    with torch.inference_mode():
+        plain = matrix(x)
+        with rank.adapters.by_row([], [((), 3), (loras, 2)], []):
+            wide = matrix(x)
+            with rank.adapters.by_row([], [(loras, 2)], []):
+                narrow = matrix(x[3:])
+            again = matrix(x)
+        after = matrix(x)
+    assert torch.equal(wide[:3], plain[:3])
+    assert relative_error(wide[3:], plain[3:]) > 0.01
+    assert relative_error(narrow, wide[3:]) <= BATCH_TOLERANCE
+    assert torch.equal(again, wide)
+    assert torch.equal(after, plain)
 
 
 def test_steps_with_an_adapter_are_not_replayed(turbo: Path, adapters: list[Adapter]) -> None:
