@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -17,11 +17,22 @@ from engine.parallel.group import Group
 from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear
 from engine.parallel.row_share import RowShare
 
-# Gives blocks one after the other; offloading replaces it to bring each to the device before its turn.
-Visit = Callable[[Iterable[Any]], Iterable[Any]]
 # Gives a parameter as LoRAs make it in the current forward, with a dimension for the batch's segments in front where
 # these differ; None where no LoRA changes it.
 SideVector = Callable[[], torch.Tensor | None]
+
+
+class Visit(Protocol):
+    """Gives blocks one after the other; offloading replaces it to bring each to the device before its turn."""
+
+    def __call__(self, blocks: Sequence[Any], part: range | None = None, ahead: int | None = None) -> Iterable[Any]:
+        """Give all blocks, or those of `part`: a pass may be several parts and leave blocks out. ahead: before which
+        block it is not open what else the pass needs, which is all from `part` to there; by default all."""
+
+
+def visit_in_place(blocks: Sequence[Any], part: range | None = None, ahead: int | None = None) -> Iterable[Any]:
+    """Give blocks that stay where they are."""
+    return blocks if part is None else [blocks[index] for index in part]
 
 
 class RMSNorm(nn.Module):

@@ -13,7 +13,7 @@ from engine.kernels.attention.backends import packed_attention
 from engine.kernels.norm import add_rms_norm
 from engine.kernels.packing import Packing
 from engine.kernels.rope import norm_rotate_, text_rotations
-from engine.model.layers import RMSNorm, SwiGLU, Visit
+from engine.model.layers import RMSNorm, SwiGLU, Visit, visit_in_place
 from engine.parallel.group import Group
 from engine.parallel.linear import ColumnParallelLinear, RowParallelLinear
 
@@ -31,7 +31,7 @@ class TextEncoder(nn.Module):
         self.layers = nn.ModuleList(_Layer(text, group) for _ in range(config.text_layers))
         # the tuple of hidden states ends with the normed output of the last layer
         self.norm = RMSNorm(text.hidden_size, text.norm_eps) if max(self.taps) == text.num_layers else None
-        self.visit: Visit = iter  # the layers in order, each on the device while it is used
+        self.visit: Visit = visit_in_place  # the layers in order, each on the device while it is used
 
     @property
     def ids_device(self) -> torch.device:
@@ -49,7 +49,7 @@ class TextEncoder(nn.Module):
         rotations = text_rotations(positions, self.head_dim, self.rope_theta)
         x = self.embed_tokens(ids, packing.device)
         states = [x]
-        for layer in self.visit(self.layers):
+        for layer in self.visit(list(self.layers)):
             x = layer(x, packing, rotations)
             states.append(x)
         if self.norm is not None:

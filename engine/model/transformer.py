@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -15,10 +15,11 @@ from torch import nn
 
 from engine.config.components import TransformerConfig
 from engine.kernels.attention.backends import GatedAttentionKernel
+from engine.kernels.fp8 import Fp8Rows
 from engine.kernels.norm import add_rms_norm_modulate_, rms_norm_modulate
 from engine.kernels.packing import Packing
 from engine.model.batch import Layout
-from engine.model.layers import GatedAttention, RMSNorm, SideVector, SwiGLU, Visit
+from engine.model.layers import GatedAttention, RMSNorm, SideVector, SwiGLU, Visit, visit_in_place
 from engine.model.text_fusion import TextFusion
 from engine.parallel.group import Group
 from engine.parallel.linear import Linear
@@ -34,6 +35,26 @@ class TimeModulation:
 
     block: torch.Tensor
     final: torch.Tensor
+
+    def of(self, rows: Sequence[int]) -> TimeModulation:
+        """Pick rows, without waiting for the device."""
+        return TimeModulation(torch.stack([self.block[i] for i in rows]), torch.stack([self.final[i] for i in rows]))
+
+
+@dataclass
+class BlockRows:
+    """A rank's rows of a packed batch between two blocks. Running blocks changes `x` in place, `y` and `vectors`.
+
+    x: (own rows, width), what the blocks so far made. y: of the same shape, x normed and modulated for what comes next,
+    whose `vectors` are (segments, rows, width) float32.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor | Fp8Rows
+    vectors: torch.Tensor
+    modulation: TimeModulation
+    share: RowShare
+    rotations: torch.Tensor
 
 
 class Transformer(nn.Module):
@@ -56,7 +77,7 @@ class Transformer(nn.Module):
         self.txt_in = _TextProjection(config)
         self.transformer_blocks = nn.ModuleList(_Block(config, group, attention) for _ in range(config.num_layers))
         self.final_layer = _FinalLayer(config)
-        self.visit: Visit = iter  # the blocks of a step, in order, each on the device while it is used
+        self.visit: Visit = visit_in_place  # the blocks of a step, in order, each on the device while it is used
 
     @property
     def attends_to_fp8(self) -> bool:
@@ -114,20 +135,46 @@ class Transformer(nn.Module):
         matrix, and its outputs are summed for each rank's own rows. Every residual is added by the norm after it, the
         last one by the final layer's. Of `share` it reads only what a packing captured in a CUDA graph has.
         """
-        eps = self.final_layer.norm.eps
-        blocks = cast(list[_Block], list(self.transformer_blocks))
-        followers: list[_Block | _FinalLayer] = [*blocks[1:], self.final_layer]
-        vectors = blocks[0].modulate(modulation)
-        y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], eps, share.own, fp8=blocks[0].takes_fp8)
-        for block, follower in zip(self.visit(blocks), followers, strict=True):
-            _, _, gate, factor, shift, last_gate = vectors.unbind(1)
-            update = block.attn(share.gather(y), share, rotations)
+        rows = self.enter(0, x, modulation, share, rotations)
+        self.run_blocks(rows, range(len(self.transformer_blocks)))
+        return self.finish(rows)
+
+    def enter(
+        self, index: int, x: torch.Tensor, modulation: TimeModulation, share: RowShare, rotations: torch.Tensor
+    ) -> BlockRows:
+        """Norm and modulate rows for the block of this index, or for the final layer after the last. Arguments as in
+        `denoise`."""
+        follower = self._parts[index]
+        vectors = follower.modulate(modulation)
+        eps, fp8 = self.final_layer.norm.eps, follower.takes_fp8
+        y = rms_norm_modulate(x, vectors[:, 0], vectors[:, 1], eps, share.own, fp8=fp8)
+        return BlockRows(x, y, vectors, modulation, share, rotations)
+
+    def run_blocks(self, rows: BlockRows, part: range, ahead: int | None = None) -> None:
+        """Run the blocks of `part` on rows that are ready for the first of them, which makes them ready for what
+        follows. ahead: as in `Visit`."""
+        eps, share, x = self.final_layer.norm.eps, rows.share, rows.x
+        followers = self._parts[part.start + 1 : part.stop + 1]
+        for block, follower in zip(self.visit(self._blocks, part, ahead), followers, strict=True):
+            _, _, gate, factor, shift, last_gate = rows.vectors.unbind(1)
+            update = block.attn(share.gather(rows.y), share, rows.rotations)
             y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, share.own, fp8=block.ff.gate_up.takes_fp8)
             update = block.ff(share.gather(y), share)
-            vectors = follower.modulate(modulation)
-            factor, shift = vectors[:, 0], vectors[:, 1]
-            y = add_rms_norm_modulate_(x, update, last_gate, factor, shift, eps, share.own, fp8=follower.takes_fp8)
-        return self.final_layer.linear(y).float()
+            rows.vectors = follower.modulate(rows.modulation)
+            factor, shift = rows.vectors[:, 0], rows.vectors[:, 1]
+            rows.y = add_rms_norm_modulate_(x, update, last_gate, factor, shift, eps, share.own, fp8=follower.takes_fp8)
+
+    def finish(self, rows: BlockRows) -> torch.Tensor:
+        """Run the final layer on rows that are ready for it: as `denoise`."""
+        return self.final_layer.linear(rows.y).float()
+
+    @property
+    def _blocks(self) -> list[_Block]:
+        return cast(list[_Block], list(self.transformer_blocks))
+
+    @property
+    def _parts(self) -> list[_Block | _FinalLayer]:
+        return [*self._blocks, self.final_layer]
 
 
 class _Modulated(nn.Module, ABC):

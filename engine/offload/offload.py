@@ -3,7 +3,6 @@ only while they are used."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
@@ -60,57 +59,70 @@ def limit_allocations(plan: MemoryPlan, device: torch.device) -> None:
 class BlockStream:
     """Blocks whose matrices lie in host memory and are copied to the device by turns, ahead of their use.
 
-    The device has slots for `prefetch` + 1 of them. As soon as a block has been used, the next one that has no slot yet
-    is copied to the slot that this frees; after the last block comes the first, for the next pass. Blocks between them
-    that stay on the device are passed through.
+    The device has slots for `prefetch` + 1 of them. As soon as a block has been used, the next one that is needed and
+    has no slot yet takes that of one that is needed later; after the last block comes the first, for the next pass.
+    Blocks between them that stay on the device are passed through. What is in a slot is not copied again.
     """
 
     def __init__(self, buckets: dict[int, ParameterBucket], prefetch: int, ledger: WeightLedger) -> None:
         """buckets: the matrices of the blocks that come and go, by the block's index."""
         self._buckets, self._copier = buckets, Copier(ledger.device)
-        self._order = list(buckets)
         sizes = [bucket.size for bucket in buckets.values()]
         count = min(prefetch + 1, len(sizes))
         self._slots = [ledger.allocate(slot_bytes(sizes, 0)) for _ in range(count)]
-        self._copies: deque[Wait] = deque()  # under way, the oldest first
-        self._begin()
+        self._held: dict[
+            int, tuple[torch.Tensor, Wait]
+        ] = {}  # slots with a block, and its copy, which may be under way
+        self._first = range(max(buckets) + 1)  # what the next pass is thought to begin with
+        self._copy_next(self._first)
 
-    def visit(self, blocks: Iterable[T]) -> Iterator[T]:
-        """Give the blocks in order, each being on the device from when it is given until the next is asked for."""
-        for index, block in enumerate(blocks):
+    def visit(self, blocks: Sequence[T], part: range | None = None, ahead: int | None = None) -> Iterator[T]:
+        """Give the blocks in order, each being on the device from when it is given until the next is asked for.
+        part, ahead: as in `Visit`; a pass ends with a part that does. The next pass is thought to begin as this one
+        has, with blocks up to the same `ahead`."""
+        part = range(len(blocks)) if part is None else part
+        needed = range(part.start, len(blocks) if ahead is None else ahead)
+        if part.start == 0:
+            self._first = needed
+        then = self._first if needed.stop == len(blocks) else range(0)
+        self._copy_next((*needed, *then))
+        for index in part:
             if index not in self._buckets:
-                yield block
+                yield blocks[index]
                 continue
-            assert index == self._order[self._turn % len(self._order)]
-            self._copies.popleft()()
-            self._buckets[index].place_in(self._slots[self._turn % len(self._slots)])
-            yield block
+            slot, wait = self._held[index]
+            wait()
+            self._buckets[index].place_in(slot)
+            yield blocks[index]
             self._buckets[index].withdraw()
-            self._begin_copy(self._turn + len(self._slots))
-            self._turn += 1
+            self._copy_next((*needed[index + 1 - part.start :], *then))
 
     def rewind(self) -> None:
         """Begin again with the first block, after a pass that was broken off."""
-        for wait in self._copies:
+        for _, wait in self._held.values():
             wait()
         for bucket in self._buckets.values():
             bucket.withdraw()
-        self._copies.clear()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._turn = 0  # of the next block: how many were used before it
-        for turn in range(len(self._slots)):
-            self._begin_copy(turn)
+        self._held.clear()
+        self._copy_next(self._first)
 
     def close(self) -> None:
         """Return when nothing is copied any more."""
         self._copier.close()
 
-    def _begin_copy(self, turn: int) -> None:
-        bucket = self._buckets[self._order[turn % len(self._order)]]
-        slot = self._slots[turn % len(self._slots)]
-        self._copies.append(self._copier.copy(slot[: bucket.size], bucket.host))
+    def _copy_next(self, needed: Iterable[int]) -> None:
+        """Begin to copy those of the blocks needed next, in this order, that are in no slot, as far as slots go."""
+        travelling = dict.fromkeys(index for index in needed if index in self._buckets)
+        soon = list(travelling)[: len(self._slots)]
+        for index in soon:
+            if index in self._held:
+                continue
+            if len(self._held) < len(self._slots):
+                slot = self._slots[len(self._held)]
+            else:
+                slot, _ = self._held.pop(next(held for held in self._held if held not in soon))
+            bucket = self._buckets[index]
+            self._held[index] = slot, self._copier.copy(slot[: bucket.size], bucket.host)
 
 
 class SwappedComponent:

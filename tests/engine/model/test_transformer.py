@@ -93,3 +93,29 @@ def test_velocities_of_a_packed_batch_equal_diffusers_one_by_one(turbo: Path, tp
     for velocities in on_ranks(turbo, forward, tp=tp):
         for ours, theirs in zip(velocities.split([s.image_tokens for s in segments]), expected, strict=True):
             assert relative_error(ours, theirs) <= TOLERANCE
+
+
+@pytest.mark.parametrize("mode", [{}, {"tp": 2}, {"sp": 2}], ids=str)
+def test_blocks_in_parts_are_the_same_to_the_last_bit(turbo: Path, mode: dict[str, int]) -> None:
+    """With and without norming the rows again in between."""
+
+    def denoise_in_two(rank: Rank) -> list[torch.Tensor]:
+        mesh, transformer, results = rank.model.mesh, rank.model.transformer, []
+        dit, segments = rank.model.config.transformer, [Segment(0, 5, 8, 8), Segment(1, 12, 4, 7)]
+        grids = [image_rotations(s.grid_height, s.grid_width, dit.axes_dims_rope, dit.rope_theta) for s in segments]
+        layout = Layout(segments, grids, mesh.sp, mesh.tp)
+        modulation = transformer.encode_timesteps(torch.tensor([0.3, 0.9]))
+        rows = torch.randn(layout.share.whole.tokens, dit.hidden_size, generator=torch.Generator().manual_seed(0))
+        around = modulation, layout.share, layout.rotations
+        results.append(transformer.denoise(layout.share.take_own(rows.clone()), *around))
+        for again in (False, True):
+            passing = transformer.enter(0, layout.share.take_own(rows.clone()), *around)
+            for part in (range(1), range(1, 1), range(1, dit.num_layers)):
+                transformer.run_blocks(passing, part)
+                if again:
+                    passing = transformer.enter(part.stop, passing.x, *around)
+            results.append(transformer.finish(passing))
+        return results
+
+    for whole, *in_parts in on_ranks(turbo, denoise_in_two, **mode):
+        assert all(torch.equal(each, whole) for each in in_parts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,13 +69,13 @@ class Timeline:
         self._stream = rank.model.offload.streams["transformer"]
         visit = rank.model.transformer.visit
 
-        def watched(blocks: Iterable[Any]) -> Iterator[Any]:
-            for index, block in enumerate(visit(blocks)):
+        def watched(blocks: Sequence[Any], part: range, ahead: int | None) -> Iterator[Any]:
+            for index, block in zip(part, visit(blocks, part, ahead), strict=True):
                 began = record_time(self._device)
                 yield block
                 self.computes.append(Span(index, began, record_time(self._device)))
 
-        rank.model.transformer.visit = watched
+        rank.model.transformer.visit = watched  # type: ignore[assignment]
 
     @property
     def copies(self) -> list[Span]:

@@ -102,6 +102,58 @@ def test_a_copy_that_fails_fails_the_step(monkeypatch: pytest.MonkeyPatch) -> No
         draw(rank)
 
 
+def stream_of(blocks: int, prefetch: int, copied: list[int]) -> tuple[BlockStream, list[torch.nn.Parameter]]:
+    """A stream, and its blocks, which are full of their index; notes which it copies."""
+    parameters = [torch.nn.Parameter(torch.full((4, 4), float(index)), requires_grad=False) for index in range(blocks)]
+    buckets = {index: host_buffers.ParameterBucket([each], HostMemory(CPU)) for index, each in enumerate(parameters)}
+    of_host = {bucket.host.data_ptr(): index for index, bucket in buckets.items()}
+    copy = host_buffers.Copier.copy
+
+    def count(copier: host_buffers.Copier, target: torch.Tensor, source: torch.Tensor) -> host_buffers.Wait:
+        copied.append(of_host[source.data_ptr()])
+        return copy(copier, target, source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_buffers.Copier, "copy", count)
+        stream = BlockStream(buckets, prefetch, WeightLedger(CPU))
+    stream._copier.copy = count.__get__(stream._copier)  # type: ignore[method-assign]
+    return stream, parameters
+
+
+@pytest.mark.parametrize(
+    ("prefetch", "skipping", "running"),
+    [
+        (0, [1, 5, 0], [1, 2, 3, 4, 5, 0]),
+        (1, [5, 1], [2, 3, 4, 5, 0, 1]),
+        (2, [], [2, 3, 4, 5, 0, 1]),  # the slots hold all that skipping takes
+        (7, [], []),
+    ],
+)
+def test_a_pass_in_parts_copies_nothing_that_is_not_certain(
+    prefetch: int, skipping: list[int], running: list[int]
+) -> None:
+    copied: list[int] = []
+    stream, parameters = stream_of(6, prefetch, copied)
+
+    def give(part: range, ahead: int = 6) -> None:
+        assert [float(parameter.mean()) for parameter in stream.visit(parameters, part, ahead)] == list(part)
+
+    give(range(6))
+    for number, skips in enumerate((True, True, False, True, False, False, True)):
+        before = len(copied)
+        give(range(2), ahead=2)  # here it is decided
+        if not skips:
+            give(range(2, 5))
+        give(range(5, 6))
+        if number:  # the first of these passes finds what a whole one has left it
+            assert copied[before:] == (skipping if skips else running)
+        assert len(copied) <= before + len(running)
+    give(range(6))
+    stream.rewind()
+    give(range(6))
+    stream.close()
+
+
 def test_a_stream_gives_every_block_its_own_weights_pass_after_pass() -> None:
     parameters = [torch.nn.Parameter(torch.full((4, 4), float(index)), requires_grad=False) for index in range(5)]
     travelling = {index: host_buffers.ParameterBucket([parameters[index]], HostMemory(CPU)) for index in (1, 2, 4)}

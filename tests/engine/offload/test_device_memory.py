@@ -51,8 +51,8 @@ def test_the_ledger_counts_what_parameters_really_lie_in() -> None:
     seen = []
     visit = rank.model.transformer.visit
 
-    def watched(blocks: Any) -> Any:
-        for block in visit(blocks):
+    def watched(blocks: Any, *part: Any) -> Any:
+        for block in visit(blocks, *part):
             seen.append(device_bytes(rank))
             yield block
 
