@@ -31,7 +31,7 @@ EULER = "guidance and Euler step {}"
 PIXELS = "pixels"
 IMAGES = "images"
 
-Velocities = Callable[[Sequence[tuple[JobState, torch.Tensor]]], list[torch.Tensor]]
+Velocities = Callable[[Sequence[tuple[JobState, int]]], list[torch.Tensor]]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ _CACHED_SHAPES = 8  # batch layouts and image grids kept: a layout is 4 MB at th
 
 class Denoiser:
     """Advances jobs by a step. `graphs`: recordings of the transformer to use where they hold a batch; `replayed`:
-    whether one was used for the last."""
+    whether one was used for the last. blocks_run: of the last step, as `StepTimes` has it."""
 
     def __init__(
         self,
@@ -39,18 +39,44 @@ class Denoiser:
         self._model, self._adapters, self._draw_preview = model, adapters, draw_preview
         self.graphs: StepGraphs | None = None
         self.replayed = False
+        self.blocks_run: tuple[tuple[int, tuple[int, ...]], ...] = ()
         self._layout = lru_cache(maxsize=_CACHED_SHAPES)(self._make_layout)
         self._grid = lru_cache(maxsize=_CACHED_SHAPES)(self._make_grid)
 
     def step(self, states: Sequence[JobState]) -> list[Preview]:
         """Take an Euler step of every job, or of none if that raises. Returns the previews that are due."""
+        memories = [(state, state.memory) for state in states if state.memory is not None]
+        try:
+            previews, stepped = self._take_step(states)
+        except BaseException:
+            for _, memory in memories:
+                memory.abandon()
+            raise
+        for state, latents in zip(states, stepped, strict=True):
+            state.latents, state.step = latents, state.step + 1
+        for _, memory in memories:
+            memory.commit()
+        self.blocks_run = tuple((state.job.job_id, memory.blocks_run) for state, memory in memories)
+        return previews
+
+    def _take_step(self, states: Sequence[JobState]) -> tuple[list[Preview], list[torch.Tensor]]:
+        """Make the previews that are due after a step of every job, and the latents; these and what is to be kept for
+        later steps are not in force yet."""
         previews, stepped = [], []
-        velocities = iter(self.predict([(state, text) for state in states for text in state.texts]))
+        self.replayed = False
         for state in states:
-            velocity = next(velocities)
-            if len(state.texts) == 2:
-                velocity = guide(velocity, next(velocities), state.job.guidance)
+            if state.memory is not None:
+                state.memory.begin(state.step, self._model.config.transformer.num_layers)
+        segments = [(state, half) for state in states for half in state.running]
+        velocities = iter(self.predict(segments) if segments else ())
+        for state in states:
             sigma, sigma_next = state.schedule.sigmas[state.step : state.step + 2]
+            if state.memory is not None:
+                velocity = state.memory.velocity(state.step, sigma, state.job.guidance, velocities)
+            else:
+                velocity = next(velocities)
+                if len(state.texts) == 2:
+                    velocity = guide(velocity, next(velocities), state.job.guidance)
             latents = state.latents.add(velocity, alpha=sigma_next - sigma)
             if self._draw_preview is not None and state.has_preview(state.step + 1):
                 clean = latents.sub(velocity, alpha=sigma_next)  # where this velocity leads
@@ -62,19 +88,17 @@ class Denoiser:
             if state.kept is not None:
                 latents = state.kept.put_back(latents, sigma, sigma_next)
             stepped.append(latents)
-        for state, latents in zip(states, stepped, strict=True):
-            state.latents, state.step = latents, state.step + 1
-        return previews
+        return previews, stepped
 
-    def predict(self, segments: Sequence[tuple[JobState, torch.Tensor]]) -> list[torch.Tensor]:
-        """Predict the velocity of each segment, a job with one of its texts, (text tokens, width): (image tokens,
-        in_channels) float32.
+    def predict(self, segments: Sequence[tuple[JobState, int]]) -> list[torch.Tensor]:
+        """Predict the velocity of each segment, a job with the index of one of its texts: (image tokens, in_channels)
+        float32.
 
         With guidance split, each of two groups of ranks predicts for some segments, and they exchange velocities; where
         one would have much more to do than the other, all ranks share all tokens, if they divide the heads.
         """
         tokens = [state.latents.shape[0] for state, _ in segments]
-        lengths = [state.latents.shape[0] + text.shape[0] for state, text in segments]
+        lengths = [state.latents.shape[0] + state.texts[half].shape[0] for state, half in segments]
         parts, _ = forward_passes(self._model.config.transformer, lengths, self._model.engine.degrees)
         if len(parts) == 1:
             return list(self._forward(segments, self._model.mesh.wide).split(tokens))
@@ -85,15 +109,20 @@ class Denoiser:
         velocities = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
         return [velocities[i] for i in range(len(segments))]
 
-    def _forward(self, segments: Sequence[tuple[JobState, torch.Tensor]], group: Group) -> torch.Tensor:
+    def _forward(self, segments: Sequence[tuple[JobState, int]], group: Group) -> torch.Tensor:
         """The velocities of segments whose rows the group's ranks share, in one forward: (image tokens of all,
         in_channels) float32."""
         if not segments:
             return torch.empty((0, self._model.config.transformer.in_channels), device=self._model.device)
+        texts = [state.texts[half] for state, half in segments]
         states = list({state.job.job_id: state for state, _ in segments}.values())
         image_of = {state.job.job_id: image for image, state in enumerate(states)}
         layout = self._layout(
-            tuple(Segment(image_of[state.job.job_id], text.shape[0], *state.grid) for state, text in segments), group
+            tuple(
+                Segment(image_of[state.job.job_id], text.shape[0], *state.grid)
+                for (state, _), text in zip(segments, texts, strict=True)
+            ),
+            group,
         )
         share = layout.share
         modulation = TimeModulation(
@@ -110,7 +139,7 @@ class Denoiser:
             last=[(state.loras, rows) for (state, _), rows in zip(segments, share.own.lengths, strict=True)],
         ):
             return self._model.transformer(
-                [text for _, text in segments],
+                texts,
                 [state.latents for state in states],
                 modulation,
                 layout,

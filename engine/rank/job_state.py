@@ -19,6 +19,8 @@ from engine.rank.build import RankModel
 from engine.rank.prompt_encoder import PromptEncoder
 from engine.rank.sampling import default_mu, draw_noise, make_sigmas
 from engine.step import Job
+from engine.step_cache.memory import StepMemory
+from engine.step_cache.step_plan import plan_of
 
 _CACHED_SCHEDULES = 8  # one of 52 steps is 8 MB at the real size
 
@@ -46,7 +48,13 @@ class JobState:
     texts: tuple[torch.Tensor, ...]  # (text tokens, width) of the prompt and, when guided, of the negative prompt
     schedule: Schedule
     kept: KeptParts | None = None  # what stays of a masked picture
+    memory: StepMemory | None = None  # where steps are saved, or guidance left out
     step: int = 0
+
+    @property
+    def running(self) -> Sequence[int]:
+        """The halves, texts by index, that run blocks in the next step: all of them, or at least the first ones."""
+        return range(len(self.texts)) if self.memory is None else self.memory.running(self.step)
 
     def has_preview(self, step: int) -> bool:
         """Whether a preview is due after this many steps."""
@@ -88,6 +96,7 @@ class JobStarter:
                     texts=tuple(texts[prompt] for prompt in its_prompts),
                     schedule=schedule,
                     kept=kept,
+                    memory=_make_memory(job),
                 )
                 states.append(state)
             return states, encoded_tokens
@@ -121,3 +130,8 @@ class JobStarter:
         with self._adapters.everywhere(loras):
             modulation = self._model.transformer.encode_timesteps(to_device(timesteps, self._model.device))
         return Schedule(tuple(sigmas.tolist()), modulation)
+
+
+def _make_memory(job: Job) -> StepMemory | None:
+    plan = plan_of(job)
+    return StepMemory(plan, job.cache, reuses_difference=job.guidance_outside == "last") if plan else None

@@ -153,7 +153,7 @@ class Rank:
             handle.record()
             if denoise:
                 handle.previews = self.denoiser.step([self.jobs[job_id] for job_id in denoise])
-                handle.graph = self.denoiser.replayed
+                handle.graph, handle.blocks_run = self.denoiser.replayed, self.denoiser.blocks_run
             handle.record()
             return True
         except Exception as error:

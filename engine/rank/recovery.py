@@ -68,6 +68,7 @@ class Recovery:
             if advance(begins, [job_id] if job_id in denoise else [], part):
                 handle.encoded_tokens += part.encoded_tokens
                 handle.previews += part.previews
+                handle.blocks_run += part.blocks_run
                 continue
             job = begins[0] if begins else jobs.pop(job_id).job
             self.failed.add(job_id)

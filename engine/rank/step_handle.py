@@ -36,6 +36,7 @@ class StepHandle:
         self.pictures: tuple[DeviceTime, DeviceTime] | None = None
         self.encoded_pixels = 0
         self.graph = False
+        self.blocks_run: tuple[tuple[int, tuple[int, ...]], ...] = ()
         self.reach: Reach | None = None
         self.reach_s = 0.0
         self.record()
@@ -61,4 +62,5 @@ class StepHandle:
             late_s=late_s,
             picture_s=0.0 if self.pictures is None else seconds_between(*self.pictures),
             encoded_pixels=self.encoded_pixels,
+            blocks_run=self.blocks_run,
         )
