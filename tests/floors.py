@@ -215,6 +215,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.cli.options",
         "launcher.client",
         *_NAMED,
+        "launcher.requests.schedule",
         "launcher.http",
         "launcher.ranks",
         "launcher.provenance",

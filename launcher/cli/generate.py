@@ -18,7 +18,8 @@ from launcher.auto_mode.prediction import Workload
 from launcher.cli.explain import ExplainedCommand, Explaining, explain_option
 from launcher.cli.options.as_typed import LineError
 from launcher.cli.options.engine_options import configure_engine, engine_options
-from launcher.cli.options.numbers import NUMBER, WHOLE_NUMBER
+from launcher.cli.options.numbers import WHOLE_NUMBER
+from launcher.cli.options.schedule import read_schedule, schedule_options
 from launcher.cli.pictures import Pictures, picture_options
 from launcher.cli.progress import GenerateProgress
 from launcher.cli.prompts import Asked, collect
@@ -34,9 +35,7 @@ if TYPE_CHECKING:
     from launcher.requests.check import CheckedRequest
 
 _REQUESTS_AHEAD = 32  # of a call with many prompts, unfinished at a time
-_SETTINGS = (
-    "steps", "guidance", "negative_prompt", "mu", "width", "height", "output_compression", "moderation", "user",
-)  # of all prompts  # fmt: skip
+_SETTINGS = ("width", "height", "output_compression", "moderation", "user")  # of all prompts
 
 
 @click.command(cls=ExplainedCommand)
@@ -49,10 +48,7 @@ _SETTINGS = (
     help="Prompts, a line each, or an object in JSON on each line, with the prompt and other parameters; - is stdin.",
 )
 @engine_options
-@click.option("--steps", type=WHOLE_NUMBER, help="Denoise steps.  [default: the checkpoint's]")
-@click.option("--guidance", type=NUMBER, help="Krea's scale: 0 is off.  [default: the checkpoint's]")
-@click.option("--negative-prompt", help="What to steer away from; needs a guidance above 0.")
-@click.option("--mu", type=NUMBER, help="The schedule's shift, instead of the checkpoint's own.")
+@schedule_options
 @click.option(
     "--width", type=WHOLE_NUMBER, help="In pixels, rounded up to a multiple of 16.  [default: the checkpoint's]"
 )
@@ -104,8 +100,8 @@ def generate(
       krea2 generate --prompts prompts.txt -o images/{index:03}-{seed}.jpg
     """
     asked = collect(prompts, prompt, prompts_file)
-    settings = {name: options[name] for name in _SETTINGS} | {"num_images": num_images, "metadata": not no_metadata}
-    settings["explain"] = explain is not None
+    settings = {name: options[name] for name in _SETTINGS} | read_schedule(options)
+    settings |= {"num_images": num_images, "metadata": not no_metadata, "explain": explain is not None}
     pictures = Pictures(options, [each.pictures for each in asked], prompts_file)
     if size is not None:
         given = {"size": size, "width": options["width"], "height": options["height"]}
@@ -270,7 +266,7 @@ async def _make_images(
                 elif isinstance(event, ImageFile):
                     path = request_paths[event.index]
                     await asyncio.to_thread(write_file, path, event.file)
-                    progress.image_done(path)
+                    progress.image_done(path, event.computed)
                     made[index].append(event.seed)
                 elif isinstance(event, Result):
                     of = f"{wheres[index]}: " if len(requests) > 1 else ""

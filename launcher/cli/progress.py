@@ -15,7 +15,8 @@ import click
 from engine.errors import printable
 from launcher.cli.stdout import say_path
 from launcher.client.bars import make_bar
-from launcher.messages.message_parts import Stage
+from launcher.messages.message_parts import Computed, Stage
+from launcher.requests.schedule.described import describe_evaluations
 from launcher.setup.loading_bar import LoadingBar
 
 _SHOWN_SEEDS = 10
@@ -71,6 +72,7 @@ class GenerateProgress:
         self._loading = LoadingProgress(self._terminal, lambda stage, seconds: self.print(describe(stage, seconds)))
         self._bar: Any = None
         self._warned: set[str] = set()
+        self._computed: list[Computed] = []
 
     def show_loading(self, done: int, total: int, what: str) -> None:
         """Show how far an engine is: see `launch_frontend`."""
@@ -84,11 +86,14 @@ class GenerateProgress:
             self._bar = make_bar(file=self._terminal, total=self._steps, desc=self._which(), unit="step")
 
     def end(self, seeds: Sequence[int]) -> None:
-        """Say in a last line what was made, from which seeds, and how long that took."""
+        """Say in a last line what was made, from which seeds, and how long that took; and in one more what was saved
+        of the images' steps, if that is known."""
         self.close()
         images = "1 image" if len(seeds) == 1 else f"{len(seeds)} images"
         took = f"{self._clock() - self._began:.1f} s, after {self._began - self._launched:.1f} s of loading"
         self.print(f"{images} in {took}; {_shown_seeds(seeds)}" if seeds else f"no image in {took}")
+        if self._computed:
+            self.print(describe_evaluations(self._computed))
 
     def close(self) -> None:
         """Take away what is shown."""
@@ -102,11 +107,12 @@ class GenerateProgress:
         if self._bar is not None:
             self._bar.update(steps)
 
-    def image_done(self, path: Path) -> None:
-        """Print the path of an image to stdout."""
+    def image_done(self, path: Path, computed: Computed | None = None) -> None:
+        """Print the path of an image to stdout. computed: of its steps, where not all was."""
         with self._aside():
             say_path(path)
         self._done += 1
+        self._computed += [] if computed is None else [computed]
         if self._bar is not None:
             self._bar.set_description(self._which(), refresh=False)
 

@@ -16,7 +16,7 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINTS
 from engine.errors import ArgumentError
 from launcher.cli.options.as_typed import LineError
 from launcher.cli.pictures import STDIN, read_stdin
-from launcher.messages.message_parts import LoraChoice, Outpaint
+from launcher.messages.message_parts import CacheChoice, LoraChoice, Outpaint
 from launcher.messages.parameter_names import ALIASES, SYNONYMS, in_own_names, read
 from launcher.parameters.values import PICTURES
 from launcher.requests.output_files import FORMATS, OutputName
@@ -24,12 +24,12 @@ from launcher.setup.nearest import nearest
 
 MAX_BYTES = 64 * 2**20  # of a file of prompts
 _LISTS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml")
-_TEXTS = ("prompt", "negative_prompt", "output", "strength_steps", "moderation", "user", *PICTURES)
+_TEXTS = ("prompt", "negative_prompt", "output", "strength_steps", "guidance_outside", "moderation", "user", *PICTURES)
 _LORAS = 'a list, as ["NAME", {"name": "NAME", "strength": 0.8}]'
 _KNOWN = (
     *_TEXTS, "seed", "steps", "guidance", "width", "height", "size", "num_images", "mu", "loras", "output_compression",
-    "metadata", "priority", "timeout_s", "strength", "outpaint", "mask_crop", "mask_feather", "moderation",
-    "user", *ALIASES,
+    "metadata", "priority", "timeout_s", "strength", "outpaint", "mask_crop", "mask_feather", "cache", "guidance_from",
+    "guidance_until", *ALIASES,
 )  # fmt: skip
 
 
@@ -217,6 +217,8 @@ def _ask(given: Any, where: str, folder: str) -> Asked:
         own["loras"] = tuple(_lora(each, index, wrong) for index, each in enumerate(own["loras"]))
     if "outpaint" in own:
         own["outpaint"] = Outpaint(**own["outpaint"])
+    if "cache" in own:
+        own["cache"] = CacheChoice.of(own["cache"])
     pictures = {name: os.path.join(folder, own.pop(name)) for name in PICTURES if name in own}
     return Asked(own.pop("prompt"), where, own, given, own.pop("output", None), ignored + warnings, pictures)
 

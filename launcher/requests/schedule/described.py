@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -37,6 +37,18 @@ def describe_computed(computed: Computed) -> dict[str, str]:
     halves = zip(HALVES, zip(*computed.steps, strict=True), strict=False)
     told = {half: ",".join(_ranges(blocks, computed.blocks)) for half, blocks in halves}
     return {**told, "block_evaluations": f"{computed.block_evaluations} of {computed.of}"}
+
+
+def describe_evaluations(images: Sequence[Computed]) -> str:
+    """Say in a line how many blocks were run for these images, of how many, and of one image in which steps."""
+    run, of = sum(each.block_evaluations for each in images), sum(each.of for each in images)
+    told = f"{run} of {of} block evaluations, {100 * (1 - run / of) if of else 0:.0f} % saved"
+    if len(images) > 1:
+        return told
+    steps = describe_computed(images[0])
+    names = {"prompt": "", "negative_prompt": " of the negative prompt"}
+    whole = ", ".join(f"{steps[half]}{said}" for half, said in names.items() if half in steps)
+    return f"{told}; whole steps: {whole}"
 
 
 def _ranges(blocks_run: tuple[int, ...], blocks: int) -> Iterator[str]:
