@@ -20,6 +20,7 @@ from demo.judge import ATTRIBUTES
 from engine.pictures.strength import STRENGTH_STEPS
 
 PROMPTS, TABLE_PROMPTS = 500, 100
+TABLES = ("ways", "cache")
 BAR = 0.6  # the lower end of the interval of what the demo had when it shipped, docs/demo.md says how much
 
 
@@ -35,7 +36,14 @@ def parse(arguments: Sequence[str] | None, description: str) -> argparse.Namespa
     parser.add_argument("--tp", type=positive, default=1)
     for name in ("device", "dtype", "quantization", "attention"):
         parser.add_argument(f"--{name}", default="auto")
-    parser.add_argument("--table", action="store_true", help="compare ways to draw")
+    parser.add_argument(
+        "--table",
+        choices=TABLES,
+        nargs="?",
+        const=TABLES[0],
+        help="compare ways to draw, or to save steps (default, given alone: %(const)s)",
+    )
+    parser.add_argument("--ways", nargs="+", metavar="WAY", help="of --table cache, by name (default: all)")
     parser.add_argument("--task", choices=TASKS, help="draw from pictures (default: from prompts alone)")
     parser.add_argument("--strength", type=share_of, help="with --task (default: the engine's own)")
     parser.add_argument("--strength-steps", choices=STRENGTH_STEPS, default=STRENGTH_STEPS[0], help="with --task")
@@ -58,6 +66,10 @@ def parse(arguments: Sequence[str] | None, description: str) -> argparse.Namespa
         parser.error("--task does not go with --table")
     if options.task is None and options.strength is not None:
         parser.error("--strength needs a --task")
+    if options.table == "cache" and (options.steps is not None or options.guidance is not None):
+        parser.error("--table cache goes with neither --steps nor --guidance")
+    if options.ways is not None and options.table != "cache":
+        parser.error("--ways goes with --table cache")
     if options.table and (options.fail_under is not None or options.wrong_sheet is not None):
         parser.error("--table goes with neither --fail-under nor --wrong-sheet")
     return options

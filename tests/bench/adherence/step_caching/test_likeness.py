@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.adherence.likeness import PEAK, psnr, ssim
+from bench.adherence.step_caching.likeness import PEAK, psnr, ssim
 
 RANDOM = np.random.default_rng(3)
 

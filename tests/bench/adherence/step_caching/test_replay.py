@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.adherence.replay import Schedule, replay
+from bench.adherence.step_caching.replay import Schedule, replay
 from engine.step_cache.settings import StepCache
 from engine.step_cache.step_plan import StepKind, plan_of
 
