@@ -46,7 +46,7 @@ def _lines(made: Mapping[str, Any]) -> list[str]:
     """One for each thing that is known, the request's own first."""
     known = {name: value for name, value in made.items() if value not in (None, {}, []) and name != "version"}
     names = [*(name for name in _FIRST if name in known), *(name for name in known if name not in _FIRST)]
-    return [f"  {name.replace('_', ' '):<16}{_shown(known[name])}" for name in names]
+    return [f"  {name.replace('_', ' '):<15} {_shown(known[name])}" for name in names]
 
 
 def _shown(value: Any) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from engine.errors import ArgumentError
+from engine.errors import ArgumentError, shortened
 
 FIRST_SEED, LAST_SEED = -(2**63), 2**64 - 1  # that clients draw, signed or not
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,40})(?:\.0*)?\s*")
@@ -14,6 +14,7 @@ _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE
 _HUGE = 10**40  # as many digits as a text may have
 SIDES = ("left", "top", "right", "bottom")  # of a picture
 PICTURES = ("image", "mask")  # parameters that are pictures, in the order in which they are sent
+_SHOWN = 40  # characters of a name that there is none of
 _SWITCH = {"true": True, "false": False}
 
 
@@ -92,7 +93,8 @@ def cache(name: str, value: object) -> str | dict[str, Any]:
         raise ArgumentError.of(name, allowed, value)
     for field in fields:
         if field not in CACHE_FIELDS:
-            raise ArgumentError.of(name, f"{allowed}: the fields are {', '.join(CACHE_FIELDS)}", field)
+            shown = shortened(str(field), _SHOWN)
+            raise ArgumentError(f"{name} has the fields {', '.join(CACHE_FIELDS)}, got {shown!r}", parameter=name)
     try:
         return {field: CACHE_FIELDS[field](f"{name}.{field}", said) for field, said in fields.items()}
     except ArgumentError as error:

@@ -57,6 +57,7 @@ def _parameters(made: Mapping[str, Any], loras: list[Mapping[str, Any]]) -> str:
         "VAE hash": hashes.get("vae"),
         "Denoising strength": None if made.get("strength") is None else f"{made['strength']:.12g}",
         "Mu": made.get("mu"),
+        **_saved(made),
         "Lora hashes": ", ".join(f"{name}: {short}" for name, short in own.items()) or None,
         "Version": made.get("version"),
     }
@@ -66,6 +67,19 @@ def _parameters(made: Mapping[str, Any], loras: list[Mapping[str, Any]]) -> str:
     }:
         parts.append(f"Hashes: {json.dumps(found)}")
     return ", ".join(parts)
+
+
+def _saved(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for of its steps and was computed: words of ours, since A1111 has none."""
+    cache, computed = made.get("cache"), made.get("computed")
+    fields = ", ".join(f"{name}={value}" for name, value in cache.items()) if isinstance(cache, Mapping) else cache
+    return {
+        "Cache": fields,
+        "Guidance from": made.get("guidance_from"),
+        "Guidance until": made.get("guidance_until"),
+        "Guidance outside": made.get("guidance_outside"),
+        "Block evaluations": computed.get("block_evaluations") if isinstance(computed, Mapping) else None,
+    }
 
 
 def _quoted(value: str) -> str:

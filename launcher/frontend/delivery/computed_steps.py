@@ -17,15 +17,18 @@ class ComputedSteps:
         self._blocks = plan.blocks
         self._steps = {job.job_id: job.steps for job in plan.jobs if plan_of(job) is not None}
         self._blocks_run: dict[int, list[tuple[int, ...]]] = {job_id: [] for job_id in self._steps}
+        self._left = {**self._steps}  # of each, steps that nobody has told of
         self._images: set[int] = set()  # jobs whose image has come
 
     @property
     def is_told(self) -> bool:
         """Whether all steps of each image that has come are known."""
-        return all(self._is_whole(job_id) for job_id in self._images)
+        return not any(self._left[job_id] for job_id in self._images)
 
     def stepped(self, done: DoneStep) -> None:
-        """Note what rank 0 tells of a step; all ranks decide alike."""
+        """Note that a step is done, and what rank 0 tells of it; all ranks decide alike."""
+        for job_id in self._left.keys() & {*done.step.denoise}:
+            self._left[job_id] -= 1
         _, times = done.by_rank[0]
         for job_id, blocks_run in times.blocks_run:
             if job_id in self._steps:
@@ -40,13 +43,13 @@ class ComputedSteps:
         """Forget the steps of images that are made once more: all but the decoded ones. What lost ranks did not tell of
         those is never known."""
         self._images.clear()
-        self._blocks_run |= {job_id: [] for job_id in self._steps if job_id not in decoded}
+        anew = self._steps.keys() - {*decoded}
+        self._left |= {job_id: self._steps[job_id] for job_id in anew}
+        self._blocks_run |= {job_id: [] for job_id in anew}
 
     def of(self, job_id: int) -> Computed | None:
         """Say what was computed for an image; None where all was, and where it is not known."""
-        if job_id not in self._steps or not self._is_whole(job_id):
+        steps = tuple(self._blocks_run.get(job_id, ()))
+        if not steps or len(steps) < self._steps[job_id]:
             return None
-        return Computed(steps=tuple(self._blocks_run[job_id]), blocks=self._blocks)
-
-    def _is_whole(self, job_id: int) -> bool:
-        return len(self._blocks_run[job_id]) == self._steps[job_id]
+        return Computed(steps=steps, blocks=self._blocks)

@@ -45,10 +45,10 @@ def describe_evaluations(images: Sequence[Computed]) -> str:
     told = f"{run} of {of} block evaluations, {100 * (1 - run / of) if of else 0:.0f} % saved"
     if len(images) > 1:
         return told
-    steps = describe_computed(images[0])
-    names = {"prompt": "", "negative_prompt": " of the negative prompt"}
-    whole = ", ".join(f"{steps[half]}{said}" for half, said in names.items() if half in steps)
-    return f"{told}; whole steps: {whole}"
+    halves = describe_computed(images[0])
+    negative = halves.get("negative_prompt")
+    guided = "" if negative is None else f"; of the negative prompt {negative or 'none'}"
+    return f"{told}; computed steps: {halves['prompt']}{guided}"
 
 
 def _ranges(blocks_run: tuple[int, ...], blocks: int) -> Iterator[str]:

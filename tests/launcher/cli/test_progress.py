@@ -16,7 +16,7 @@ from launcher.cli.progress import ConvertProgress, GenerateProgress, LoadingProg
 from launcher.cli.server_summary import ServerSummary
 from launcher.messages.configs import FrontendConfig, HttpConfig, LoraFile
 from launcher.messages.limits import Limits
-from launcher.messages.message_parts import Stage
+from launcher.messages.message_parts import Computed, Stage
 from launcher.messages.rank_messages import Ready
 from tests.launcher.processes import Marked
 
@@ -105,6 +105,13 @@ def test_the_rate_of_denoising_counts_from_its_own_beginning(
     text = terminal.getvalue()
     assert text.count("warning: dark") == text.count("warning: cold") == 1
     assert text.endswith("2 images in 2.0 s, after 50.0 s of loading; seeds 7 to 8\n")
+
+
+def test_the_last_line_says_what_was_saved_of_the_steps(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = GenerateProgress([2])
+    shown.image_done(Path("a.png"), Computed(steps=((4,), (0,)), blocks=4))
+    shown.end([7])
+    assert capsys.readouterr().err.splitlines()[-1] == "4 of 8 block evaluations, 50 % saved; computed steps: 1"
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> No
         ({"outpaint": "left"}, "outpaint must be pixels to add by side, as left=256,top=64, got 'left'"),
         ({"outpaint": "up=3"}, "outpaint must be pixels to add by side, as left=256,top=64, of left, top, right and"),
         ({"outpaint": 5}, "outpaint must be pixels to add by side, as left=256,top=64, got 5"),
+        ({"cache": "taylor=1"}, "cache has the fields method, warmup_steps, max_consecutive, order, max_cached, "),
+        ({"cache": {"order": "one"}}, "cache.order must be a whole number, got 'one'"),
         ({"num_frames": 81}, "num_frames is not taken: there are images, and no videos"),
         ({"n_iter": 2}, "n_iter is not taken: num_images says how many"),
         ({"lora_path": "a"}, "lora_path is not taken: loaded LoRAs are chosen by loras, as"),

@@ -27,6 +27,14 @@ from launcher.messages.parameter_names import read
         ({"size": "Auto", "steps": None}, {}),
         ({"prompt": "", "negative_prompt": "", "output": ""}, {"prompt": "", "negative_prompt": "", "output": ""}),
         ({"prompt": " 8 ", "size": "512x96"}, {"prompt": " 8 ", "size": "512x96"}),
+        ({"cache": "Fast", "guidance_outside": "LAST", "guidance_from": "0.25", "guidance_until": ""},
+         {"cache": "fast", "guidance_outside": "last", "guidance_from": 0.25}),
+        ({"cache": "method=Velocity, order=0,warmup_steps=3.0"},
+         {"cache": {"method": "velocity", "order": 0, "warmup_steps": 3}}),
+        ({"cache": {"threshold": "0.5", "first_blocks": "2", "order": None, "method": ""}},
+         {"cache": {"threshold": 0.5, "first_blocks": 2}}),
+        ({"cache": False}, {"cache": "off"}),
+        ({"cache": ""}, {}),
     ],
 )  # fmt: skip
 def test_what_is_plainly_meant_is_taken(given: dict[str, Any], plain: dict[str, Any]) -> None:
@@ -50,6 +58,10 @@ def test_what_is_plainly_meant_is_taken(given: dict[str, Any], plain: dict[str, 
         ),
         *(("stream", value, "true or false") for value in (1, 0, "yes", "1", [])),
         *((name, 10**400, "a number") for name in ("mu", "timeout_s", "cfg_scale", "flow_shift")),
+        *(
+            ("cache", value, "off, quality, fast, or fields as method=blocks,threshold=0.1")
+            for value in (True, 3, ["fast"], "order=1,order=0", "order=", "order=1,threshold")
+        ),
         ("seed", 2**64, f"between {-(2**63)} and {2**64 - 1}"),
         ("seed", str(-(2**63) - 1), f"between {-(2**63)} and {2**64 - 1}"),
         ("seed", 1e30, f"between {-(2**63)} and {2**64 - 1}"),

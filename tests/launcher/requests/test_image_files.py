@@ -15,7 +15,8 @@ from PIL import Image
 
 import engine
 from engine.pictures.pixels import Pixels
-from launcher.messages.message_parts import Outpaint
+from engine.step_cache.settings import PRESETS
+from launcher.messages.message_parts import Computed, Outpaint
 from launcher.pictures.prepared import Patch, PreparedPicture
 from launcher.requests.check import CheckedRequest
 from launcher.requests.image_files import encode_image, encode_preview, finish_image, finish_preview, in_thread
@@ -103,6 +104,18 @@ def test_loras_are_carried_with_their_strengths() -> None:
     loras = [{"name": "ink", "strength": 0.5}, {"name": "öl", "strength": -1.0}]
     assert json.loads(info["krea2"]) == {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS, "loras": loras}
     assert "<lora:ink:0.5> <lora:öl:-1>\n" in info["parameters"]
+
+
+def test_saved_steps_are_carried_with_what_was_computed() -> None:
+    request = replace(REQUEST, cache=PRESETS["fast"], guidance_window=(0.0, 0.5), guidance_outside="last")
+    computed = Computed(steps=((4, 4), (4, 0), (1, 0), (4, 0)), blocks=4)
+    info = Image.open(io.BytesIO(encode_image(PIXELS.tobytes(), request, seed=8, computed=computed))).info
+    made = json.loads(info["krea2"])
+    assert {name: made[name] for name in made.keys() - {*SETTINGS, "prompt", "seed"}} == {
+        "cache": "fast", "guidance_from": 0.0, "guidance_until": 0.5, "guidance_outside": "last",
+        "computed": {"prompt": "1-2,4", "negative_prompt": "1", "block_evaluations": "17 of 32"},
+    }  # fmt: skip
+    assert "Block evaluations: 17 of 32" in info["parameters"]
 
 
 def test_a_small_picture_does_not_wait_for_large_ones() -> None:

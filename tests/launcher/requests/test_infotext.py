@@ -80,6 +80,15 @@ def test_the_text_is_a1111s() -> None:
     assert read(infotext(MADE))[2]["Model"] == MADE["model"]
 
 
+def test_what_was_saved_of_the_steps_is_said_in_words_of_ours() -> None:
+    cache = {"method": "velocity", "order": 0}
+    made = {"steps": 8, "mu": 1.5, "cache": cache, "computed": {"prompt": "1-3,8", "block_evaluations": "24 of 48"}}
+    window = {"guidance_from": 0.0, "guidance_until": 0.5, "guidance_outside": "last"}
+    said = "Guidance from: 0.0, Guidance until: 0.5, Guidance outside: last, Block evaluations: 24 of 48"
+    assert infotext({**made, **window}).endswith(f'Mu: 1.5, Cache: "method=velocity, order=0", {said}')
+    assert read(infotext({**made, "cache": "fast"}))[2]["Cache"] == "fast"
+
+
 def test_what_is_not_known_is_left_out() -> None:
     made = {"prompt": "", "seed": 0, "steps": 8, "guidance": 0.0, "width": 64, "height": 64}
     text = infotext(made)

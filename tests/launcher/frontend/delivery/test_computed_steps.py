@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
@@ -31,7 +32,9 @@ def plan(cache: str | CacheChoice, num_images: int = 2) -> Plan:
 def done(blocks_run: Mapping[int, tuple[int, ...]]) -> DoneStep:
     times = StepTimes(blocks_run=tuple(blocks_run.items()))
     slowest = StepTimes()  # which need not be rank 0's
-    return DoneStep(Step(0), slowest, Work(0, 0), 0.0, False, {1: (0.0, slowest), 0: (0.0, times)})
+    return DoneStep(
+        Step(0, denoise=tuple(blocks_run)), slowest, Work(0, 0), 0.0, False, {1: (0.0, slowest), 0: (0.0, times)}
+    )
 
 
 def test_images_of_which_all_is_computed_have_nothing_to_tell() -> None:
@@ -55,6 +58,15 @@ def test_each_image_gets_its_own_steps_when_all_are_known() -> None:
     assert steps.is_told
     assert steps.of(10) == Computed(steps=((BLOCKS,), (1,), (BLOCKS,)), blocks=BLOCKS)
     assert steps.of(11) == Computed(steps=((BLOCKS,),) * 3, blocks=BLOCKS)
+
+
+def test_ranks_that_do_not_tell_what_they_computed_hold_nothing_up() -> None:
+    steps = ComputedSteps(plan(CacheChoice(warmup_steps=1)))
+    for _ in range(3):
+        steps.stepped(replace(done({}), step=Step(0, denoise=(10,))))
+    steps.image_came(10)
+    assert steps.is_told
+    assert steps.of(10) is None
 
 
 def test_a_replay_counts_from_its_first_step_and_leaves_images_that_are_there() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engine.step_cache.settings import StepCache
 from launcher.messages.message_parts import Computed
-from launcher.requests.schedule.described import describe_computed, saved_settings
+from launcher.requests.schedule.described import describe_computed, describe_evaluations, saved_settings
 
 
 def test_computed_steps_are_counted_and_named_by_half() -> None:
@@ -19,6 +19,17 @@ def test_computed_steps_are_counted_and_named_by_half() -> None:
     }
     assert describe_computed(Computed(steps=((4,), (0,)), blocks=4)) == {"prompt": "1", "block_evaluations": "4 of 8"}
     assert Computed(steps=(), blocks=4).saved == 0
+
+
+def test_a_line_says_what_was_saved_of_one_image_or_of_several() -> None:
+    one = Computed(steps=((4, 4), (4, 0), (0, 0), (4, 0)), blocks=4)
+    assert describe_evaluations([one]) == (
+        "16 of 32 block evaluations, 50 % saved; computed steps: 1-2,4; of the negative prompt 1"
+    )
+    assert describe_evaluations([Computed(steps=((4,), (1,)), blocks=4)]).endswith("; computed steps: 1")
+    never = Computed(steps=((4, 0), (4, 0)), blocks=4)
+    assert describe_evaluations([never]).endswith("; computed steps: 1-2; of the negative prompt none")
+    assert describe_evaluations([one, never]) == "24 of 48 block evaluations, 50 % saved"
 
 
 def test_settings_are_told_only_where_something_was_asked_for() -> None:
