@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.pictures.pixels import Pixels
 from engine.step import Adapter, Job, Picture, Step
+from engine.step_cache.settings import StepCache
 from tests.engine_runs import jobs_of
 from tests.oracle import Request
 
@@ -103,6 +104,8 @@ def scripts(adapters: Sequence[int]) -> st.SearchStrategy[Script]:
         preview_every=st.integers(0, 1),
         loras=st.lists(lora, max_size=2, unique_by=lambda pair: pair[0]).map(tuple),
         seed=st.integers(0, 2**32 - 1),
+        cache=st.sampled_from([None, StepCache("velocity", warmup_steps=1, max_consecutive=1, order=0, max_cached=9)]),
+        window=st.sampled_from([(0.0, 1.0), (0.0, 0.5), (0.4, 1.0)]),
     )
     life = st.builds(Life, st.integers(0, 2), st.sampled_from([None, None, None, 1, 2]), st.integers(0, 1))
     return st.lists(st.tuples(job, life), min_size=1, max_size=3).map(
@@ -123,10 +126,12 @@ def _job(
     preview_every: int,
     loras: tuple[tuple[int, float], ...],
     seed: int,
+    cache: StepCache | None,
+    window: tuple[float, float],
 ) -> Job:
     request = Request(prompts[0], *size, steps=steps, guidance=guidance, negative_prompt=prompts[1], seeds=(seed,))
     (job,) = jobs_of(DEMO_CHECKPOINT, [request])
-    job = replace(job, preview_every=preview_every, loras=loras)
+    job = replace(job, preview_every=preview_every, loras=loras, cache=cache, guidance_window=window)
     if begins is None:
         return job
     skipped, masked = begins
