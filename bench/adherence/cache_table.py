@@ -65,7 +65,7 @@ def figures(tally: Tally, first: Tally, model: Model, measured: Measured | None)
         "psnr_worst": _finite(min(tally.psnr)),
         "ssim_mean": fmean(tally.ssim),
         "ssim_worst": min(tally.ssim),
-        "worst": None if worst is None else {"prompt": worst.judged.case.prompt.text(), "seed": worst.judged.case.seed},
+        "worst": None if worst is None else {"prompt": _prompt(worst), "seed": worst.judged.case.seed},
         "real_steps": real.steps,
         "real_block_evaluations": real_mean,
         "real_of": real_of,
@@ -94,18 +94,22 @@ def markdown(rows: Sequence[dict[str, Any]], model: Model, measured: Measured | 
 
 def tiles(tallies: Sequence[Tally]) -> list[Tile]:
     """A row for each way: the first pictures, and the worst one after what it is if nothing is saved."""
-    whole = tallies[0].way.name
+    empty = Tile(Image.new("RGB", (1, 1), (255, 255, 255)), "")
     made = []
     for tally in tallies:
-        row = [_tile(pair, tally.way.name) for pair in tally.shown]
-        if tally is not tallies[0] and tally.worst is not None:
-            row += [
-                Tile(tally.worst.whole, f"{whole}, of the worst"),
-                _tile(tally.worst, f"the worst: {tally.way.name}"),
-            ]
-        empty = Tile(Image.new("RGB", (1, 1), (255, 255, 255)), "")
+        pairs = [(pair, tally.way.name) for pair in tally.shown]
+        if tally is tallies[0]:
+            pairs = [(pair, _prompt(pair)) for pair in tally.shown]
+        row = [_tile(pair, caption) for pair, caption in pairs]
+        worst = tally.worst
+        if tally is not tallies[0] and worst is not None:
+            row += [Tile(worst.whole, _prompt(worst)), _tile(worst, f"the worst: {tally.way.name}")]
         made += row + [empty] * (COLUMNS - len(row))
     return made
+
+
+def _prompt(pair: Pair) -> str:
+    return pair.judged.case.prompt.text()
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
