@@ -153,6 +153,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.filters",
         "launcher.pictures",
         "launcher.requests",
+        "launcher.requests.schedule",
         "launcher.requests.explained",
         "launcher.http",
         "launcher.ranks",

@@ -46,15 +46,15 @@ def open_adapter(path: str | Path, config: ModelConfig, *, lenient: bool = False
 
 
 class AdapterFile:
-    """Holds an open file and its `changes` by layer. left_out: which keys were left out, for people; empty if none.
+    """Holds an open file and its `changes` by layer. left_out: what was not read of it, for people; empty if nothing.
     family: its kinds, such as "LoRA and DoRA", for people. modules: the number of layers, norms and tables that it
     changes. scales: what layers' changes are multiplied by, by the place that says so, empty where none does. schedule:
-    what the header says the file was made for, None for nothing; schedule_ignored: why what it says is not taken."""
+    what the header says that the file was made for, None for nothing."""
 
     def __init__(self, file: TensorFile, names: LayerNames, lenient: bool) -> None:
         self.file = file
         self.path = file.path
-        groups, self.left_out = _group(file, names, lenient)
+        groups, left_out = _group(file, names, lenient)
         alphas = Alphas(file, groups)
         self.changes: dict[str, Change] = {}
         for path, tensors in groups.items():
@@ -70,7 +70,8 @@ class AdapterFile:
         kinds = Counter("DoRA" if "magnitude" in c.tensors else c.family.value for c in self.changes.values())
         self.family = " and ".join(kind for kind, _ in kinds.most_common())
         self.modules = len(self.changes)
-        self.schedule, self.schedule_ignored = read_schedule(file.metadata)
+        self.schedule, ignored = read_schedule(file.metadata)
+        self.left_out = "; ".join(filter(None, (left_out, ignored)))
 
     def bytes_on_rank(self, tp: int, bytes_per_element: int) -> int:
         """Returns the bytes that each of `tp` ranks holds of it."""

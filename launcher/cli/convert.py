@@ -114,6 +114,9 @@ def _with_loras(
         opened = open_lora(file.path, model, lenient=engine.lora_lenient)
         if opened.left_out:
             click.echo(printable(f"warning: {file.path}: {opened.left_out}"), err=True)
+        if opened.schedule is not None:
+            told = f"was made for {opened.schedule.describe()}, which the merged checkpoint does not say"
+            click.echo(printable(f"note: {file.path}: {told}: each request has to"), err=True)
     described = [
         {"name": file.name, "strength": file.strength, "sha256": find_hash(file_in(file.path))} for file in files
     ]

@@ -27,7 +27,9 @@ from launcher.messages.client_messages import MODERATIONS, Accepted, Generate, P
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, draw_seed, in_own_names, usable_seed
+from launcher.requests.lora_files import read_schedules
 from launcher.requests.output_files import DEFAULT, OutputName, check_paths, made_folders, write_file
+from launcher.requests.schedule.noise_levels import LoraSchedules
 from launcher.setup.launch import launch_frontend
 
 if TYPE_CHECKING:
@@ -124,8 +126,9 @@ def generate(
     reduced = () if first_seed == asked_seed else (describe_seed(asked_seed, first_seed, config.limits),)
     loaded = {lora.name: lora.strength for lora in config.loras}
     requests = _make_requests(asked, names, pictures, settings, first_seed, loras=tuple(loaded))
+    made_for = read_schedules(config, model)
     with closing(pictures):
-        checked = _check(requests, asked, pictures, size, model, config.limits, loaded)
+        checked = _check(requests, asked, pictures, size, model, config.limits, loaded, made_for)
     requests = [replace(request, seed=each.seed) for request, each in zip(requests, checked, strict=True)]
     paths = _name_images(requests, asked, names)
     try:
@@ -194,16 +197,18 @@ def _check(
     model: ModelConfig,
     limits: Limits,
     loras: Mapping[str, float] | None = None,
+    made_for: LoraSchedules | None = None,
 ) -> list[CheckedRequest]:
     """Check all requests. Raises `ArgumentError`, in the words of whoever said what is wrong."""
     from launcher.requests.check import check
 
+    made_for = LoraSchedules() if made_for is None else made_for
     checked = []
     for index, (request, each) in enumerate(zip(requests, asked, strict=True)):
         try:
-            check(request, model, limits, drawn_seed=0, loras=loras)  # before a picture is looked at
+            check(request, model, limits, drawn_seed=0, loras=loras, made_for=made_for)  # before a picture is looked at
             picture = pictures.lay_out(index, request, model, limits)
-            checked.append(check(request, model, limits, drawn_seed=0, loras=loras, picture=picture))
+            checked.append(check(request, model, limits, drawn_seed=0, loras=loras, made_for=made_for, picture=picture))
         except ArgumentError as error:
             said = each.explain(error)
             if said is error and size is not None and error.parameter in ("width", "height"):

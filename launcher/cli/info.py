@@ -187,8 +187,9 @@ def _check_lora(text: str, config: EngineConfig) -> tuple[str, int]:
         describe_scales(opened),
         f"{megabytes(size)} on each rank",
     ]
+    made_for = "" if opened.schedule is None else f"made for {opened.schedule.describe()}"
     line = f"{lora.path}: {', '.join(filter(None, parts))}"
-    return (f"{line}; {opened.left_out}" if opened.left_out else line), size
+    return "; ".join(filter(None, (line, made_for, opened.left_out))), size
 
 
 def _lora_file(text: str) -> Path:

@@ -27,9 +27,9 @@ _LISTS = (".txt", ".jsonl", ".json", ".csv", ".tsv", ".md", ".yaml", ".yml")
 _TEXTS = ("prompt", "negative_prompt", "output", "strength_steps", "guidance_outside", "moderation", "user", *PICTURES)
 _LORAS = 'a list, as ["NAME", {"name": "NAME", "strength": 0.8}]'
 _KNOWN = (
-    *_TEXTS, "seed", "steps", "guidance", "width", "height", "size", "num_images", "mu", "loras", "output_compression",
-    "metadata", "priority", "timeout_s", "strength", "outpaint", "mask_crop", "mask_feather", "cache", "guidance_from",
-    "guidance_until", *ALIASES,
+    *_TEXTS, "seed", "steps", "guidance", "width", "height", "size", "num_images", "mu", "sigmas", "loras",
+    "output_compression", "metadata", "priority", "timeout_s", "strength", "outpaint", "mask_crop", "mask_feather",
+    "cache", "guidance_from", "guidance_until", *ALIASES,
 )  # fmt: skip
 
 

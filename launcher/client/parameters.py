@@ -40,6 +40,7 @@ class OwnParameters(TypedDict, total=False):
     num_images: Annotated[int, "How many images to make of the prompt."]
     loras: Annotated[Sequence[LoraParameters | str], 'LoRAs that are loaded: names, or {"name": …, "strength": …}.']
     mu: Annotated[float | None, "The schedule's shift, instead of the checkpoint's own."]
+    sigmas: Annotated[Sequence[float], "The noise level of each step before `mu` shifts it: falling, from at most 1."]
     preview_every: Annotated[int | None, "Steps of an image between previews. None: no previews."]
     output_format: Annotated[str, "Of the files: png, jpeg or webp."]
     output_compression: Annotated[int | None, "The quality of JPEG and WebP files: 0 to 100, the best."]

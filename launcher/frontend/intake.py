@@ -224,6 +224,7 @@ class Intake:
             self._limits,
             drawn_seed=drawn_seed,
             loras=strengths,
+            made_for=loras.made_for(),
             picture=None if examined is None else examined.picture,
         )
         if examined is not None and examined.judged is not None:

@@ -15,7 +15,8 @@ from engine.step import Adapter
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
 from launcher.provenance.file_hashes import FileHash
-from launcher.requests.lora_files import open_lora, shown_file
+from launcher.requests.lora_files import open_lora, schedules_of, shown_file
+from launcher.requests.schedule.noise_levels import LoraSchedules
 
 
 @dataclass(eq=False)
@@ -55,7 +56,8 @@ def open_registry(config: FrontendConfig, model: ModelConfig) -> LoraRegistry:
         opened = open_lora(merged, model, lenient=lenient, values=False)
         file = shown_file(merged, config.lora_dir)
         log_event("lora merged", file=file, strength=strength, **log_fields(opened))
-        registry.merged_left_out |= {file: opened.left_out} if opened.left_out else {}
+        if strength:
+            registry.merged[file] = opened
     return registry
 
 
@@ -63,8 +65,8 @@ class LoraRegistry:
     """Keeps the LoRAs of one server. A name that is being loaded is taken; one that is removed is free at once.
 
     held: all that ranks hold or will hold, by adapter's id, in the order in which they came; one that requests use is
-    kept after its removal until the last of them has ended. named: what requests may choose. merged_left_out: what is
-    not read of merged ones, by their file.
+    kept after its removal until the last of them has ended. named: what requests may choose. merged: what is part of
+    the weights, by file.
     """
 
     def __init__(self, most: int) -> None:
@@ -72,9 +74,18 @@ class LoraRegistry:
         self._ids = itertools.count()
         self.held: dict[int, LoraEntry] = {}
         self.named: dict[str, LoraEntry] = {}
-        self.merged_left_out: dict[str, str] = {}
+        self.merged: dict[str, AdapterFile] = {}
         self._reserved: set[str] = set()
         self._lost: dict[str, LoraError] = {}  # why names are gone that nobody removed, the newest last
+
+    @property
+    def opened(self) -> dict[str, AdapterFile]:
+        """All files that change images, or may: by name those that requests may choose, by file the merged ones."""
+        return self.merged | {name: entry.opened for name, entry in self.named.items()}
+
+    def made_for(self) -> LoraSchedules:
+        """Say for which steps the files were made."""
+        return schedules_of({name: entry.opened for name, entry in self.named.items()}, self.merged)
 
     def reserve(self, name: str) -> None:
         """Keep a name, and a place, for what is about to be added. Raises `ArgumentError` if either is taken."""
@@ -130,4 +141,6 @@ class LoraRegistry:
 def log_fields(opened: AdapterFile) -> dict[str, Any]:
     """Describe a LoRA's file for a log: what was left out of it is worth a warning."""
     described: dict[str, Any] = {"family": opened.family, "modules": opened.modules}
+    if opened.schedule is not None:
+        described["made_for"] = opened.schedule.describe()
     return described | ({"level": "warning", "left_out": opened.left_out} if opened.left_out else {})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from launcher.logs import log_event
 from launcher.messages.client_messages import ListLoras, LoadLora, LoraRequest, Loras
 from launcher.messages.configs import FrontendConfig
 from launcher.messages.encoding import as_krea2_error
-from launcher.messages.message_parts import LoadedLora, MergedLora
+from launcher.messages.message_parts import LoadedLora, MadeFor, MergedLora
 from launcher.provenance.made_with import MadeWith
 from launcher.requests.check import check_strength
 from launcher.requests.lora_files import MAX_NAME, check_name, open_lora, path_inside, shown_file
@@ -157,13 +158,16 @@ class LoraService:
 
     def _reply(self, client: bytes, request_id: str) -> None:
         loadable = self._config.lora_dir is not None
-        named = {name: entry.opened.left_out for name, entry in self.registry.named.items() if entry.opened.left_out}
+        opened = self.registry.opened
         loras = Loras(
             request_id=request_id,
             loras=self.listed(),
             merged=self.merged(),
             loadable=loadable,
-            left_out=self.registry.merged_left_out | named,
+            left_out={name: file.left_out for name, file in opened.items() if file.left_out},
+            made_for={
+                name: MadeFor(**asdict(file.schedule)) for name, file in opened.items() if file.schedule is not None
+            },
         )
         self._clients.send(client, loras)
 

@@ -11,7 +11,16 @@ from typing import Annotated
 import msgspec
 
 from launcher.explanation import Explanation
-from launcher.messages.message_parts import CacheChoice, Computed, LoadedLora, LoraChoice, MergedLora, Outpaint, Stage
+from launcher.messages.message_parts import (
+    CacheChoice,
+    Computed,
+    LoadedLora,
+    LoraChoice,
+    MadeFor,
+    MergedLora,
+    Outpaint,
+    Stage,
+)
 
 PROTOCOL_VERSION = 5
 LONGEST_REQUEST_ID = 64  # characters
@@ -63,6 +72,8 @@ class Generate(_Versioned, frozen=True, kw_only=True, omit_defaults=True):
     or as many as the strength leaves ("partial"). mask_crop: pixels around the masked part, which alone is drawn then.
     mask_feather: pixels over which what is drawn fades into what stays.
 
+    sigmas: the noise level at which each step begins, before mu shifts it, in place of evenly spaced ones.
+
     cache: which steps may be saved: `off`, `quality`, `fast`, or how. guidance_from, guidance_until: of the schedule,
     from 0 to 1, the part in which the image is guided; outside it the negative prompt is not computed, and guidance is
     `off` or the `last` one is used again (guidance_outside).
@@ -100,6 +111,7 @@ class Generate(_Versioned, frozen=True, kw_only=True, omit_defaults=True):
     guidance_from: float = 0.0
     guidance_until: float = 1.0
     guidance_outside: str = "off"
+    sigmas: tuple[float, ...] = ()
 
 
 class Cancel(_Versioned, frozen=True, kw_only=True):
@@ -230,8 +242,8 @@ class Failed(_Reply, frozen=True, kw_only=True):
 class Loras(_Reply, frozen=True, kw_only=True):
     """What is loaded: the reply to `LoadLora` once the ranks have it, to `UnloadLora` and to `ListLoras`.
 
-    loadable: whether clients may load and unload them. left_out: what lenient reading left out of a file, in words, by
-    the LoRA's name, and of merged ones by the file.
+    loadable: whether clients may load and unload them. left_out: what was not read of a file, in words, by the LoRA's
+    name, and of merged ones by the file; made_for: the steps that it needs, in the same way.
     """
 
     request_id: str
@@ -239,6 +251,7 @@ class Loras(_Reply, frozen=True, kw_only=True):
     merged: tuple[MergedLora, ...]
     loadable: bool
     left_out: dict[str, str] = msgspec.field(default_factory=dict)
+    made_for: dict[str, MadeFor] = msgspec.field(default_factory=dict)
 
 
 class StatusReply(_Reply, frozen=True, kw_only=True):

@@ -37,6 +37,18 @@ class MergedLora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     strength: float
 
 
+class MadeFor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The steps that a LoRA needs, as its file says them, for requests that say none; null for the checkpoint's.
+
+    sigmas: noise levels before mu shifts them, as many as steps. guidance: on Krea's scale.
+    """
+
+    steps: int | None = None
+    sigmas: tuple[float, ...] | None = None
+    mu: float | None = None
+    guidance: float | None = None
+
+
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far an engine is on its way to images: `starting`, `loading` or `warming up`.
 

@@ -10,7 +10,7 @@ from launcher.parameters.other_programs import OtherParameter as Other
 from launcher.parameters.other_programs import inverse, less, logarithm, loras, quality, shape, size
 
 _LORAS = 'loaded LoRAs are chosen by `loras`, as `[{"name": …, "strength": …}]`'
-_SCHEDULE = "`steps` and `mu` decide the schedule"
+_SCHEDULE = "`steps`, `sigmas` and `mu` decide the schedule"
 _ENCODER = "the engine encodes prompts itself: give `prompt` and `negative_prompt`"
 _REFERENCES = "pictures that only guide are not taken yet; one to be drawn over is `image`"
 _FASTER = "every image gets all its steps"
@@ -60,7 +60,7 @@ TABLE: tuple[Other, ...] = (
     Other(("n_iter", "batch_count"), _A1111, "`num_images` says how many", nothing=(1, "1")),
     Other(("seeds",), "xDiT", "give the first as `seed`: image i has it plus i"),
     Other(("prompts",), "several", "give one `prompt`; several requests at once share the steps"),
-    Other(("sigmas", "timesteps"), _DIFFUSERS, _SCHEDULE),
+    Other(("timesteps",), _DIFFUSERS, _SCHEDULE),
     Other(("latents",), _DIFFUSERS, "noise is drawn from the `seed`"),
     Other(
         ("subseed", "subseed_strength", "seed_resize_from_h", "seed_resize_from_w"), _A1111,

@@ -12,6 +12,7 @@ FIRST_SEED, LAST_SEED = -(2**63), 2**64 - 1  # that clients draw, signed or not
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,40})(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?\s*")
 _HUGE = 10**40  # as many digits as a text may have
+_MOST_SIGMAS = 10_000  # no schedule has more
 SIDES = ("left", "top", "right", "bottom")  # of a picture
 PICTURES = ("image", "mask")  # parameters that are pictures, in the order in which they are sent
 _SHOWN = 40  # characters of a name that there is none of
@@ -72,6 +73,25 @@ def outpaint(name: str, value: object) -> dict[str, int]:
         if side not in SIDES:
             raise ArgumentError.of(name, f"{allowed}, of left, top, right and bottom", side)
     return {side: whole(f"{name}.{side}", pixels) for side, pixels in sides.items()}
+
+
+def sigmas(name: str, value: object) -> tuple[float, ...]:
+    """Read noise levels: a list of numbers, or a text of some with commas between them, in brackets or not. Raises
+    `ArgumentError` about `name`."""
+    if isinstance(value, str):
+        text = value.strip()
+        text = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
+        value = text.split(",")[: _MOST_SIGMAS + 1] if text.strip() else []
+    if hasattr(value, "tolist"):  # an array of numpy's or torch's
+        value = value.tolist()
+    if not isinstance(value, list | tuple):
+        raise ArgumentError.of(name, "a list of numbers, as 1,0.75,0.5,0.25", value)
+    if len(value) > _MOST_SIGMAS:
+        raise ArgumentError(f"{name} must be at most {_MOST_SIGMAS} numbers", parameter=name)
+    try:
+        return tuple(number(f"{name}[{index}]", each) for index, each in enumerate(value))
+    except ArgumentError as error:
+        raise ArgumentError(error.message, parameter=name) from None
 
 
 def cache(name: str, value: object) -> str | dict[str, Any]:
@@ -137,6 +157,7 @@ READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "output_format": _format,
     "outpaint": outpaint,
     "cache": cache,
+    "sigmas": sigmas,
     **dict.fromkeys(("guidance_outside", "moderation"), _word),
     "user": identifier,
 }

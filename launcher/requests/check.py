@@ -13,6 +13,7 @@ from typing import TypeVar
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.pictures.strength import MOST_SCHEDULE_STEPS, steps_of
+from engine.sigmas import MOST_MU
 from engine.step_cache.settings import StepCache
 from engine.step_cache.step_plan import WHOLE
 from launcher.messages.client_messages import MODERATIONS, Generate
@@ -21,17 +22,19 @@ from launcher.messages.message_parts import LoraChoice, Outpaint
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, usable_seed
 from launcher.pictures.prepared import PreparedPicture
 from launcher.pictures.wanted import check_picture
+from launcher.requests.schedule.noise_levels import LoraSchedules, decide_schedule
 from launcher.requests.schedule.saved_steps import check_cache, check_window, warn_of_nothing_saved
 
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 LONGEST_USER = 256  # characters
-MAX_MU = 10.0  # the schedule computes exp(mu); the checkpoints' own rule stays below 2
+MAX_MU = MOST_MU
 MAX_PRIORITY = 100
 MAX_TIMEOUT_S = 86_400  # seconds
 BEST_COMPRESSION = 100  # the quality of a JPEG or WebP file, by OpenAI's name for it
 MAX_LORA_STRENGTH = 10.0  # positive or negative; files are made for 1, and far from it there is nothing to see
 _PICTURE_STRENGTH = 0.6  # as in diffusers; where a mask says what changes, all of that does
 _SHOWN_LORAS = 12  # names in an error
+_NOTHING_KNOWN = LoraSchedules()
 
 Number = TypeVar("Number", int, float)
 
@@ -45,7 +48,7 @@ class CheckedRequest:
 
     steps: those that are run; asked_steps: as they were asked for, skipped_steps: of the schedule before those run.
     strength: None for images that begin from no picture. picture: what they begin from, where its files are known.
-    cache, guidance_window, guidance_outside: as of a `Job`.
+    sigmas, cache, guidance_window, guidance_outside: as of a `Job`.
     """
 
     prompt: str
@@ -80,6 +83,7 @@ class CheckedRequest:
     cache: StepCache | None = None
     guidance_window: tuple[float, float] = WHOLE
     guidance_outside: str = "off"
+    sigmas: tuple[float, ...] | None = None
 
     @property
     def answer_size(self) -> tuple[int, int]:
@@ -99,19 +103,22 @@ def check(
     *,
     drawn_seed: int,
     loras: Mapping[str, float] | None = None,
+    made_for: LoraSchedules = _NOTHING_KNOWN,
     picture: PreparedPicture | None = None,
 ) -> CheckedRequest:
     """Apply the checkpoint's defaults and the limits. `drawn_seed` is the seed of a request that names none.
 
-    loras: what is loaded, by name, with the strength of requests that name none; None where that is not known. Raises
-    `ArgumentError` naming the parameter, what is allowed and the value.
+    loras: what is loaded, by name, with the strength of requests that name none; None where that is not known.
+    made_for: what LoRAs say of the steps that they need. Raises `ArgumentError` naming the parameter, what is allowed
+    and the value.
     """
-    warnings: list[str] = []
     _check_text("prompt", request.prompt, limits)
     num_images = _between("num_images", request.num_images, 1, limits.max_images)
-    steps = _between("steps", model.default_steps if request.steps is None else request.steps, 1, limits.max_steps)
-    guidance = model.default_guidance if request.guidance is None else request.guidance
-    _between("guidance", guidance, 0, limits.max_guidance)
+    chosen = _check_loras(request.loras, limits, loras)
+    schedule = decide_schedule(request, made_for.of(chosen), model, limits)
+    steps = _between("steps", schedule.steps, 1, limits.max_steps)
+    guidance = _between("guidance", schedule.guidance, 0, limits.max_guidance)
+    warnings = [*schedule.warnings]
     built_in = model.is_distilled and model.default_guidance == 0  # more of it spoils pictures
     if request.negative_prompt is not None:
         _check_text("negative_prompt", request.negative_prompt, limits)
@@ -181,7 +188,7 @@ def check(
         seed=seed,
         steps=run,
         guidance=float(guidance),
-        mu=None if request.mu is None else float(_between("mu", request.mu, -MAX_MU, MAX_MU)),
+        mu=None if schedule.mu is None else float(_between("mu", schedule.mu, -MAX_MU, MAX_MU)),
         width=width,
         height=height,
         num_images=num_images,
@@ -189,10 +196,8 @@ def check(
         timeout_s=request.timeout_s,
         output_format=request.output_format,
         metadata=request.metadata,
-        preview_every=None
-        if request.preview_every is None
-        else _between("preview_every", request.preview_every, 1, limits.max_steps),
-        loras=_check_loras(request.loras, limits, loras),
+        preview_every=_preview_every(request, limits, run if schedule.from_lora else None),
+        loras=chosen,
         warnings=tuple(warnings),
         explain=request.explain,
         output_compression=compression,
@@ -210,6 +215,7 @@ def check(
         cache=cache,
         guidance_window=window if guidance > 0 else WHOLE,
         guidance_outside=request.guidance_outside,
+        sigmas=schedule.sigmas,
     )
 
 
@@ -230,6 +236,14 @@ def parse_size(parameter: str, text: str, model: ModelConfig, limits: Limits) ->
         return _size(int(width), int(height), model, limits)
     except ArgumentError as error:
         raise ArgumentError(f"{parameter} {text}: {error.message}", parameter=parameter) from None
+
+
+def _preview_every(request: Generate, limits: Limits, steps: int | None) -> int | None:
+    """Give the steps between previews. steps: those of an image, if they are not what its client could expect."""
+    if request.preview_every is None:
+        return None
+    every = _between("preview_every", request.preview_every, 1, limits.max_steps)
+    return every if steps is None or every < steps else max(1, steps // 2)
 
 
 def _check_loras(

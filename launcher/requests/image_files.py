@@ -125,6 +125,7 @@ def _settings(request: CheckedRequest, made_with: Mapping[str, Any], computed: C
         "steps": request.asked_steps,
         "guidance": request.guidance,
         "mu": request.mu,
+        **({} if request.sigmas is None else {"sigmas": list(request.sigmas)}),
         "width": width,
         "height": height,
     }

@@ -57,6 +57,7 @@ def _parameters(made: Mapping[str, Any], loras: list[Mapping[str, Any]]) -> str:
         "VAE hash": hashes.get("vae"),
         "Denoising strength": None if made.get("strength") is None else f"{made['strength']:.12g}",
         "Mu": made.get("mu"),
+        "Sigmas": ", ".join(f"{sigma:.12g}" for sigma in made.get("sigmas") or ()) or None,
         **_saved(made),
         "Lora hashes": ", ".join(f"{name}: {short}" for name, short in own.items()) or None,
         "Version": made.get("version"),

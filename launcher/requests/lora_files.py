@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from launcher.hub.names import HubName
 from launcher.messages.configs import FrontendConfig, LoraFile
 from launcher.requests.check import check_strength
 from launcher.requests.rank_memory import RankMemory
+from launcher.requests.schedule.noise_levels import LoraSchedules
 
 MAX_FILE_BYTES = 8 * 2**30  # to be read whole before it is used; a LoRA of rank 256 for every layer has 4 GiB
 MAX_NAME = 100  # characters
@@ -175,6 +176,24 @@ def check_name(name: str, parameter: str = "name") -> str:
         allowed = f"1 to {MAX_NAME} printable characters without a slash or spaces around them"
         raise ArgumentError(f"the name of a LoRA must be {allowed}, got {name[:MAX_NAME]!a}", parameter=parameter)
     return name
+
+
+def schedules_of(opened: Mapping[str, AdapterFile], merged: Mapping[str, AdapterFile]) -> LoraSchedules:
+    """Say for which steps files were made. opened: of LoRAs that requests may choose, by name; merged: by file."""
+    known = ({name: file.schedule for name, file in files.items()} for files in (opened, merged))
+    return LoraSchedules(*({name: each for name, each in one.items() if each is not None} for one in known))
+
+
+def read_schedules(config: FrontendConfig, model: ModelConfig) -> LoraSchedules:
+    """Say it of the files of a configuration, which have been checked. Raises `LoraError`."""
+    lenient, folder = config.engine.lora_lenient, config.lora_dir
+
+    def opened(path: str) -> AdapterFile:
+        return open_lora(path, model, lenient=lenient, values=False)
+
+    named = {lora.name: opened(lora.path) for lora in config.loras}
+    merged = {shown_file(path, folder): opened(path) for path, strength in config.engine.merge_loras if strength}
+    return schedules_of(named, merged)
 
 
 def describe_scales(opened: AdapterFile) -> str:

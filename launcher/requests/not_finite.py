@@ -23,5 +23,7 @@ def no_picture(seed: int, checked: CheckedRequest, merged: Iterable[tuple[str, f
         remedies.append(f"less guidance than {checked.guidance:g}")
     if checked.mu is not None:
         remedies.append(f"another mu than {checked.mu:g}")
+    if checked.sigmas is not None:
+        remedies.append("other sigmas")
     advice = f"try {', or '.join(remedies)}" if remedies else "the checkpoint may be damaged"
     return NotFiniteError(f"the image with seed {seed} came out as no numbers: {advice}")

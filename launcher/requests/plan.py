@@ -64,6 +64,7 @@ def make_plan(
             explain=checked.explain,
             picture=picture,
             skipped_steps=checked.skipped_steps,
+            sigmas=checked.sigmas,
             cache=checked.cache,
             guidance_window=checked.guidance_window,
             guidance_outside=checked.guidance_outside,

@@ -14,6 +14,7 @@ import pytest
 
 from engine.config.model_config import ModelConfig
 from engine.errors import LoraError
+from engine.lora.schedule import LoraSchedule, read_schedule
 from engine.step import Job, Step
 from launcher.client.async_client import AsyncClient
 from launcher.requests import lora_files
@@ -31,6 +32,11 @@ class FakeAdapter:
     skipped: tuple[str, ...] = ()
     is_finite: bool = True
     scales: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    header: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def schedule(self) -> LoraSchedule | None:
+        return read_schedule(self.header)[0]
 
     @property
     def left_out(self) -> str:

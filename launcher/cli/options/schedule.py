@@ -17,6 +17,9 @@ _OPTIONS = (
     click.option("--negative-prompt", help="What to steer away from; needs a guidance above 0."),
     click.option("--mu", type=NUMBER, help="The schedule's shift, instead of the checkpoint's own."),
     click.option(
+        "--sigmas", metavar="1,0.75,…", help="The noise level of each step, before mu shifts it.  [default: even ones]"
+    ),
+    click.option(
         "--cache",
         metavar="off|quality|fast|KEY=VALUE,…",
         help="Compute fewer steps, and reuse earlier ones in their place; keys are those of Python's.  [default: off]",
@@ -32,7 +35,7 @@ _OPTIONS = (
     ),
 )
 # Those that are left out where they are not given, and the readers that some have.
-_SETTINGS = ("cache", "guidance_from", "guidance_until", "guidance_outside")
+_SETTINGS = ("sigmas", "cache", "guidance_from", "guidance_until", "guidance_outside")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -14,6 +14,7 @@ from launcher.http.answers.errors import JsonResponse
 from launcher.http.answers.link import Link
 from launcher.http.answers.schemas import means
 from launcher.http.apis import state_answers
+from launcher.messages.client_messages import Loras
 from launcher.messages.message_parts import LoadedLora
 
 PATH = "/v1/loras"
@@ -40,8 +41,8 @@ def add_lora_routes(app: FastAPI, link: Link) -> None:
     async def list_loras() -> Response:
         """The LoRAs that `loras` may name, the ones merged into the weights, and whether more may be loaded."""
         loras = await link.loras()
-        described = [_described(lora, loras.left_out.get(lora.name)) for lora in loras.loras]
-        merged = [msgspec.structs.asdict(lora) | {"left_out": loras.left_out.get(lora.file)} for lora in loras.merged]
+        described = [_described(lora, loras) for lora in loras.loras]
+        merged = [msgspec.structs.asdict(lora) | _of_file(lora.file, loras) for lora in loras.merged]
         return JsonResponse({"object": "list", "data": described, "merged": merged, "loadable": loras.loadable})
 
     @app.post(PATH, response_class=Response, responses=state_answers.LORA)
@@ -52,7 +53,7 @@ def add_lora_routes(app: FastAPI, link: Link) -> None:
         lora = next((lora for lora in loras.loras if lora.name == body.name), None)
         if lora is None:
             raise error_from_code("not_found", f"{body.name} was unloaded at once")
-        return JsonResponse(_described(lora, loras.left_out.get(lora.name)))
+        return JsonResponse(_described(lora, loras))
 
     @app.delete(PATH + "/{name}", response_class=Response, responses=state_answers.UNLOADED)
     async def unload_lora(name: Annotated[str, Path(description="Of the LoRA.", examples=["ink"])]) -> Response:
@@ -66,5 +67,14 @@ def add_lora_routes(app: FastAPI, link: Link) -> None:
         return JsonResponse({"name": name, "object": "lora", "deleted": True})
 
 
-def _described(lora: LoadedLora, left_out: str | None) -> dict[str, object]:
-    return {"object": "lora", **msgspec.structs.asdict(lora), "left_out": left_out}
+def _described(lora: LoadedLora, loras: Loras) -> dict[str, object]:
+    return {"object": "lora", **msgspec.structs.asdict(lora), **_of_file(lora.name, loras)}
+
+
+def _of_file(name: str, loras: Loras) -> dict[str, object]:
+    """What is known of a LoRA's file: of a loaded one by its name, of a merged one by its file's."""
+    made_for = loras.made_for.get(name)
+    return {
+        "left_out": loras.left_out.get(name),
+        "made_for": None if made_for is None else msgspec.structs.asdict(made_for),
+    }

@@ -108,6 +108,12 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         None, description=f"The height of the images in pixels, {_ROUNDED}. Give width and height, or size."
     )
     mu: float | None = Field(None, description="The shift of the schedule. Default: the checkpoint's own.")
+    sigmas: tuple[float, ...] | None = Field(
+        None,
+        description="The noise level at which each step begins, in place of steps: falling, from at most 1. A mu of 0 "
+        "leaves them as they are. Default: evenly spaced ones.",
+        examples=[[1.0, 0.75, 0.5, 0.25]],
+    )
     priority: int | None = Field(None, description="Of the requests that wait, those with the highest go first.")
     timeout_s: float | None = Field(
         None,

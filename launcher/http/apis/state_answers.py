@@ -117,7 +117,20 @@ STATUS = answer(
 )
 METRICS: Responses = {200: {"description": "The metrics.", "content": {"text/plain": {"schema": TEXT}}}}
 
-_LEFT_OUT = {"left_out": or_null(text("What --lora-lenient left out of its file, if anything.", "2 of 530 keys"))}
+_OF_FILE = {
+    "left_out": or_null(text("What of its file was not read, if anything.", "2 of 530 keys")),
+    "made_for": or_null(
+        object_schema(
+            {
+                "steps": or_null(integer("Denoise steps.", 4)),
+                "sigmas": or_null(many({"type": "number"}, "The noise level of each, before mu shifts it.")),
+                "mu": or_null(number("The shift of the schedule.", 0.0)),
+                "guidance": or_null(number("On Krea's scale: 0 is off.", 0.0)),
+            }
+        )
+        | {"description": "What its file says that it needs, which requests get that name no steps, sigmas or mu."}
+    ),
+}
 _LORA = object_schema(
     {
         "object": constant("lora"),
@@ -127,13 +140,13 @@ _LORA = object_schema(
         "family": text("What kind of file it is.", "diffusers"),
         "modules": integer("How many layers, norms and modulation tables it changes.", 224),
         "bytes": integer("How much memory of each rank it takes.", 180_000_000),
-        **_LEFT_OUT,
+        **_OF_FILE,
     }
 )
 _MERGED = {
     "file": text("Its file.", "ink.safetensors"),
     "strength": number("With which it was merged.", 1.0),
-    **_LEFT_OUT,
+    **_OF_FILE,
 }
 LORAS = answer(
     object_schema(

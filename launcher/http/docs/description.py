@@ -105,6 +105,10 @@ def describe_limits(openapi: Schema, model: ModelConfig, limits: Limits) -> None
                     kind["minimum"], kind["maximum"] = ranges[meant]
             if not its_default and field.get("default") is None and isinstance(default, (int, float)):
                 its_default = f"{default:g}."
+        if meant == "sigmas":
+            for kind in field.get("anyOf", [field]):
+                if kind.get("type") == "array":
+                    kind |= {"minItems": 1, "maxItems": limits.max_steps + 1}
         if meant == "loras":
             for kind in field.get("anyOf", [field]):
                 if kind.get("type") == "array":

@@ -1,1 +1,1 @@
-"""What a request asks of its steps: which of them may be saved, and in which its images are guided."""
+"""What a request asks of its steps: how many and at which noise levels, which may be saved, which are guided."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
@@ -33,8 +33,9 @@ def test_the_keywords_are_the_fields_of_the_messages_with_their_types() -> None:
         Mapping[str, int] | None,
     )
     assert keywords.pop("cache") == str | Mapping[str, Any]
+    assert keywords.pop("sigmas") == Sequence[float]
     own = {"loras": tuple[LoraChoice, ...], "pictures": tuple[str, ...], "outpaint": Outpaint | None}
-    own["cache"] = str | CacheChoice
+    own |= {"cache": str | CacheChoice, "sigmas": tuple[float, ...]}
     assert {"version": int, "prompt": str, **own, **keywords} == wire
     assert get_type_hints(LoraParameters) == {field.name: field.type for field in msgspec.structs.fields(LoraChoice)}
     assert {*get_type_hints(Parameters)} - {*get_type_hints(OwnParameters)} == {*ALIASES, "size"}

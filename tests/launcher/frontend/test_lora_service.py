@@ -13,6 +13,7 @@ from engine.config.demo_checkpoints import DEMO_LORAS
 from engine.errors import ArgumentError, LoraError
 from launcher.messages.configs import LoraFile
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import MadeFor
 from tests.launcher.fake_ranks import run
 from tests.launcher.lora_stand_in import engine, fake_adapters, write_adapter
 
@@ -202,5 +203,30 @@ def test_an_unreadable_disk_keeps_nobody_waiting_for_ever(
                 with pytest.raises(LoraError, match=r"a\.safetensors: could not be read within 0\.2 s"):
                     await call
             over.set()
+
+    run(test())
+
+
+def test_a_lora_brings_the_schedule_that_it_was_made_for(run_folder: Path, tmp_path: Path) -> None:
+    async def test() -> None:
+        header = {"krea2.sigmas": "[1, 0.6, 0.2]", "krea2.mu": "0"}
+        write_adapter(tmp_path / "fast.safetensors", header=header)
+        write_adapter(tmp_path / "plain.safetensors")
+        async with engine(run_folder, tmp_path) as (fakes, client):
+            for name in ("fast", "plain"):
+                loras = await client.load_lora(name, f"{name}.safetensors")
+            assert loras.made_for == {"fast": MadeFor(steps=3, sigmas=(1.0, 0.6, 0.2), mu=0.0)}
+            drawn = await client.generate(PROMPT, loras=["fast", "plain"])
+            assert any("for which LoRA fast was made" in each for each in drawn.warnings)
+            await client.generate(PROMPT, loras=["fast"], steps=2)
+            await client.generate(PROMPT, loras=["plain"], sigmas=[0.9, 0.4], mu=0.1)
+            await client.generate(PROMPT)
+            jobs = [job for step in fakes.ranks[0].steps for job in step.start]
+            assert [(job.steps, job.sigmas, job.mu) for job in jobs] == [
+                (3, (1.0, 0.6, 0.2), 0.0),
+                (2, None, None),
+                (2, (0.9, 0.4), 0.1),
+                (8, None, None),
+            ]
 
     run(test())

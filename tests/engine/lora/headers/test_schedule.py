@@ -17,18 +17,33 @@ from engine.lora.schedule import MOST_SIGMAS, LoraSchedule, read_schedule
 from engine.sigmas import are_sigmas
 from tests.engine.lora.adapter_files import write
 
+DOCUMENT = Path(__file__).parents[4] / "docs" / "lora.md"
+LAYER = "blocks.0.attn.wq"
 FOUR = LoraSchedule(4, (1.0, 0.75, 0.5, 0.25), mu=0.0, guidance=0.0)
 
 
 def test_a_file_says_it(tmp_path: Path, turbo: Path) -> None:
-    layer = "blocks.0.attn.wq"
-    tensors = {f"{layer}.lora_A": torch.ones(4, 128), f"{layer}.lora_B": torch.ones(128, 4)}
+    tensors = {f"{LAYER}.lora_A": torch.ones(4, 128), f"{LAYER}.lora_B": torch.ones(128, 4)}
     said = {"krea2.sigmas": "[1, 0.75, 0.5, 0.25, 0]", "krea2.mu": "0", "krea2.guidance": "0.0", "krea2.steps": "4"}
     config = ModelConfig.from_folder(turbo)
     opened = open_adapter(write(tmp_path / "fast.safetensors", tensors, header=said), config)
-    assert (opened.schedule, opened.schedule_ignored) == (FOUR, "")
+    assert (opened.schedule, opened.left_out) == (FOUR, "")
     assert FOUR.describe() == "4 steps, sigmas 1, 0.75, 0.5, 0.25, mu 0, guidance 0"
     assert open_adapter(write(tmp_path / "plain.safetensors", tensors), config).schedule is None
+    wrong = open_adapter(write(tmp_path / "wrong.safetensors", tensors, header=said | {"krea2.steps": "5"}), config)
+    assert wrong.schedule is None
+    assert wrong.left_out == "the schedule in its header was ignored: it has 4 sigmas for 5 steps"
+
+
+def test_the_document_says_how_to_write_it(tmp_path: Path, turbo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensors = {f"{LAYER}.lora_A": torch.ones(4, 128), f"{LAYER}.lora_B": torch.ones(128, 4)}
+    write(Path("fast.safetensors"), tensors, header={"lora_alpha": "2"})
+    (code,) = (part for part in DOCUMENT.read_text().split("```") if part.startswith("python\nfrom safetensors"))
+    exec(code.removeprefix("python\n"), {})
+    opened = open_adapter("fast-4-steps.safetensors", ModelConfig.from_folder(turbo))
+    assert opened.schedule == FOUR
+    assert opened.scales == {"the header's lora_alpha": (0.5,)}
 
 
 @pytest.mark.parametrize(
