@@ -9,7 +9,7 @@ and v on the way in, what attention made of them on the way out. A rank sends (s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -60,6 +60,34 @@ class RowShare:
         """Gather all rows: (own rows, width) → (rows, width)."""
         multiplied = self.tensor.gather_rows(x, self._own_counts)
         return self.sequence.gather_rows(multiplied, self._multiplied_counts)
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks share the rows."""
+        return self.sequence.size * self.tensor.size
+
+    def own_of(self, segment: int) -> slice:
+        """Say which of a segment's rows are own ones."""
+        first = sum(self._multiplied_counts[: self.sequence.rank]) + sum(self._own_counts[: self.tensor.rank])
+        start, stop = self.whole.bounds[segment : segment + 2]
+        return slice(max(0, first - start), max(0, min(first + self.own.tokens, stop) - start))
+
+    def gather_segments(self, x: torch.Tensor, segments: Sequence[int]) -> torch.Tensor:
+        """Gather all rows of some segments, in their order: (own rows of these, …) → (their rows, …)."""
+        bounds = [self.whole.bounds[segment : segment + 2] for segment in segments]
+
+        def count(first: int, rows: int) -> int:
+            return sum(max(0, min(stop, first + rows) - max(start, first)) for start, stop in bounds)
+
+        firsts = list(accumulate(self._multiplied_counts, initial=0))
+        multiplied = [count(*part) for part in zip(firsts, self._multiplied_counts, strict=False)]
+        owns = accumulate(self._own_counts, initial=firsts[self.sequence.rank])
+        own = [count(*part) for part in zip(owns, self._own_counts, strict=False)]
+        return self.sequence.gather_rows(self.tensor.gather_rows(x, own), multiplied)
+
+    def gather_of_each(self, x: torch.Tensor) -> torch.Tensor:
+        """Gather a tensor of every rank that shares the rows, in the same order on all: (…) → (ranks, …)."""
+        return self.sequence.all_gather(self.tensor.all_gather(x[None]))
 
     @property
     def filled_rows(self) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.config.components import TransformerConfig
 from engine.config.degrees import Degrees
+from engine.step_cache.settings import StepCache
 
 # How many times its even part a group may have to step. Beyond that all ranks share all tokens, and exchange more.
 UNEVEN = 1.25
@@ -25,12 +26,21 @@ def divide_segments(tokens: Sequence[int], groups: int) -> tuple[list[list[int]]
     return [sorted(each) for each in members], max(loads) * groups <= UNEVEN * sum(tokens)
 
 
-def forward_passes(config: TransformerConfig, tokens: Sequence[int], degrees: Degrees) -> tuple[list[list[int]], int]:
+def shares_all_tokens(cache: StepCache | None) -> bool:
+    """Whether the images of a cache need all ranks to share all tokens of a step: a rank then knows what it needs of
+    earlier steps, whichever images it meets. They cannot where the ranks do not divide the heads."""
+    return cache is not None and cache.method == "blocks"
+
+
+def forward_passes(
+    config: TransformerConfig, tokens: Sequence[int], degrees: Degrees, *, together: bool = False
+) -> tuple[list[list[int]], int]:
     """Divide a step of segments, given by their tokens: with guidance split (`--cfg-parallel`) each group of ranks
-    steps its own, or all ranks step all. Returns the segments, by index, of each forward pass, and how many ranks, or
-    `tp` groups, take them through the model together, sharing their tokens."""
+    steps its own, or all ranks step all, which they also do if they are to work `together`. Returns the segments, by
+    index, of each forward pass, and how many ranks, or `tp` groups, take them through the model together, sharing their
+    tokens."""
     members, even = divide_segments(tokens, degrees.cfg)
-    if not even and not config.undivided_heads(degrees.ranks):
+    if together or (not even and not config.undivided_heads(degrees.ranks)):
         return [list(range(len(tokens)))], degrees.sp * degrees.cfg
     return members, degrees.sp
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 
 import torch
@@ -13,14 +14,17 @@ from engine.lora.adapters import Adapters
 from engine.model.batch import Layout, Segment
 from engine.model.transformer import TimeModulation
 from engine.parallel.group import Group
-from engine.planning.work_division import forward_passes
+from engine.planning.work_division import forward_passes, shares_all_tokens
 from engine.rank.build import RankModel
 from engine.rank.cuda_graphs import StepGraphs
 from engine.rank.job_state import JobState
 from engine.rank.sampling import guide
 from engine.rank.step_handle import Preview
 from engine.step import Job
+from engine.step_cache.blocks.selective_pass import SelectivePass
+from engine.step_cache.blocks.watched_half import WatchedHalf
 
+Segments = Sequence[tuple[JobState, int]]  # jobs, each with the index of one of its texts
 _CACHED_SHAPES = 8  # batch layouts and image grids kept: a layout is 4 MB at the real size
 
 
@@ -90,16 +94,20 @@ class Denoiser:
             stepped.append(latents)
         return previews, stepped
 
-    def predict(self, segments: Sequence[tuple[JobState, int]]) -> list[torch.Tensor]:
+    def predict(self, segments: Segments) -> list[torch.Tensor]:
         """Predict the velocity of each segment, a job with the index of one of its texts: (image tokens, in_channels)
         float32.
 
         With guidance split, each of two groups of ranks predicts for some segments, and they exchange velocities; where
-        one would have much more to do than the other, all ranks share all tokens, if they divide the heads.
+        one would have much more to do than the other, all ranks share all tokens, if they divide the heads. They always
+        do where blocks may be left out, since every rank keeps what that takes.
         """
         tokens = [state.latents.shape[0] for state, _ in segments]
         lengths = [state.latents.shape[0] + state.texts[half].shape[0] for state, half in segments]
-        parts, _ = forward_passes(self._model.config.transformer, lengths, self._model.engine.degrees)
+        together = any(shares_all_tokens(state.job.cache) for state, _ in segments)
+        parts, _ = forward_passes(
+            self._model.config.transformer, lengths, self._model.engine.degrees, together=together
+        )
         if len(parts) == 1:
             return list(self._forward(segments, self._model.mesh.wide).split(tokens))
         cfg = self._model.mesh.cfg
@@ -109,42 +117,60 @@ class Denoiser:
         velocities = dict(zip(order, every.split([tokens[i] for i in order]), strict=True))
         return [velocities[i] for i in range(len(segments))]
 
-    def _forward(self, segments: Sequence[tuple[JobState, int]], group: Group) -> torch.Tensor:
+    def _forward(self, segments: Segments, group: Group) -> torch.Tensor:
         """The velocities of segments whose rows the group's ranks share, in one forward: (image tokens of all,
         in_channels) float32."""
         if not segments:
             return torch.empty((0, self._model.config.transformer.in_channels), device=self._model.device)
-        texts = [state.texts[half] for state, half in segments]
-        states = list({state.job.job_id: state for state, _ in segments}.values())
-        image_of = {state.job.job_id: image for image, state in enumerate(states)}
-        layout = self._layout(
-            tuple(
-                Segment(image_of[state.job.job_id], text.shape[0], *state.grid)
-                for (state, _), text in zip(segments, texts, strict=True)
-            ),
-            group,
-        )
-        share = layout.share
+        states = _images(segments)
         modulation = TimeModulation(
             block=torch.stack([state.schedule.modulation.block[state.step] for state, _ in segments]),
             final=torch.stack([state.schedule.modulation.final[state.step] for state, _ in segments]),
         )
+        with self._batch(segments, group) as layout:
+            return self._model.transformer(
+                [state.texts[half] for state, half in segments],
+                [state.latents for state in states],
+                modulation,
+                layout,
+                denoise=self._denoise_of(segments, states, layout, group),
+            )
+
+    def _denoise_of(
+        self, segments: Segments, states: Sequence[JobState], layout: Layout, group: Group
+    ) -> Callable[..., torch.Tensor] | None:
+        """What is to stand in for `Transformer.denoise`, if anything."""
+        watched = [_watch(state, half) for state, half in segments]
+        if any(watched):
+
+            def narrow(chosen: Sequence[int]) -> AbstractContextManager[Layout]:
+                return self._batch([segments[i] for i in chosen], group)
+
+            return SelectivePass(self._model.transformer, layout, watched, narrow).denoise
         graphs = self.graphs
-        if graphs is not None and (any(state.loras for state in states) or not graphs.holds(share.whole)):
-            graphs = None  # adapters are no part of recordings
-        self.replayed = graphs is not None
+        if graphs is None or any(state.loras for state in states) or not graphs.holds(layout.share.whole):
+            return None  # adapters are no part of recordings
+        self.replayed = True
+        return graphs.denoise
+
+    @contextmanager
+    def _batch(self, segments: Segments, group: Group) -> Iterator[Layout]:
+        """Lay out a batch, whose adapters are in force meanwhile."""
+        states = _images(segments)
+        image_of = {state.job.job_id: image for image, state in enumerate(states)}
+        layout = self._layout(
+            tuple(
+                Segment(image_of[state.job.job_id], state.texts[half].shape[0], *state.grid) for state, half in segments
+            ),
+            group,
+        )
+        share = layout.share
         with self._adapters.by_row(
             images=[(state.loras, state.latents.shape[0]) for state in states],
             blocks=[(state.loras, rows) for (state, _), rows in zip(segments, share.multiplied.lengths, strict=True)],
             last=[(state.loras, rows) for (state, _), rows in zip(segments, share.own.lengths, strict=True)],
         ):
-            return self._model.transformer(
-                texts,
-                [state.latents for state in states],
-                modulation,
-                layout,
-                denoise=graphs and graphs.denoise,
-            )
+            yield layout
 
     def _make_layout(self, segments: tuple[Segment, ...], group: Group) -> Layout:
         grids = [self._grid(segment.grid_height, segment.grid_width) for segment in segments]
@@ -156,3 +182,12 @@ class Denoiser:
         # a table of each axis is a few kilobytes to compute and to copy, the grid up to 8 MB
         place = partial(to_device, device=self._model.device)
         return image_rotations(height, width, dit.axes_dims_rope, dit.rope_theta, place=place)
+
+
+def _images(segments: Segments) -> list[JobState]:
+    """The jobs of a batch, each once."""
+    return list({state.job.job_id: state for state, _ in segments}.values())
+
+
+def _watch(state: JobState, half: int) -> WatchedHalf | None:
+    return None if state.memory is None else WatchedHalf.of(state.job.cache, state.memory.halves[half], state.step)

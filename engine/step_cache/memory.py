@@ -13,11 +13,30 @@ from engine.step_cache.step_plan import StepKind
 
 
 @dataclass(frozen=True)
+class BlockState:
+    """What a half has kept of the last steps in which it ran all blocks, for those in which it runs some.
+
+    first: what the first blocks added in the last of them, (tokens, width). between: what those between them and the
+    last ones added, likewise, each with the index of its step, the oldest first. saved: how many steps have been.
+    """
+
+    first: torch.Tensor | None = None
+    between: tuple[tuple[int, torch.Tensor], ...] = ()
+    saved: int = 0
+
+    @property
+    def computed_at(self) -> int:
+        """The index of the last of those steps, if there was one."""
+        return self.between[-1][0]
+
+
+@dataclass(frozen=True)
 class HalfState:
-    """What a half has kept after some steps: the last computed velocities, each with its sigma, the oldest first, and
-    how many blocks the last step ran."""
+    """What a half has kept after some steps: the last computed velocities, each with its sigma, the oldest first, what
+    blocks added, and how many blocks the last step ran."""
 
     velocities: tuple[tuple[float, torch.Tensor], ...] = ()  # of (image tokens, in_channels) float32
+    blocks: BlockState = BlockState()
     blocks_run: int = 0
 
 
@@ -30,8 +49,8 @@ class HalfMemory:
         self.plan = tuple(plan)
         self.kept = self.next = HalfState()
         self._order = order
-        saved = [step for step, kind in enumerate(plan) if kind is StepKind.FORECAST]
-        self._last_forecast = max(saved, default=-1)
+        self._last_forecast = _last(StepKind.FORECAST, plan)
+        self.last_saved = max(self._last_forecast, _last(StepKind.MAY_BE_CACHED, plan))  # by its index, -1 without any
 
     def computed(self, step: int, sigma: float, velocity: torch.Tensor) -> None:
         """Note a velocity that blocks have computed, as far as later steps are forecast from it."""
@@ -110,3 +129,7 @@ class StepMemory:
     def blocks_run(self) -> tuple[int, ...]:
         """How many blocks each half ran in the last step that is over."""
         return tuple(memory.kept.blocks_run for memory in self.halves)
+
+
+def _last(kind: StepKind, plan: Sequence[StepKind]) -> int:
+    return max((step for step, each in enumerate(plan) if each is kind), default=-1)

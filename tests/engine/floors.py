@@ -41,6 +41,7 @@ ENGINE_FLOORS: dict[str, set[str]] = {
         "engine.checkpoint.quantized",
     },
     "engine.model": {*_SIZES, "engine.device", "engine.kernels", "engine.kernels.attention", "engine.parallel"},
+    "engine.step_cache.blocks": {"engine.step_cache", "engine.parallel", "engine.model"},
     "engine.lora": {
         *_SIZES,
         "engine.sigmas",
@@ -70,6 +71,7 @@ ENGINE_FLOORS: dict[str, set[str]] = {
     },
     "engine.rank": {
         *_SIZES,
+        "engine.step_cache.blocks",
         "engine.pictures",
         "engine.step",
         "engine.step_cache",
