@@ -45,6 +45,7 @@ from launcher.messages.rank_messages import (
 )
 from launcher.processes import Child
 from tests.launcher.processes import PATIENCE_S
+from tests.launcher.requests.schedule.told_steps import ToldSteps
 
 DEADLINE_S = PATIENCE_S
 NOT_FINITE_SEED = 666  # of an image whose latents are not numbers
@@ -75,6 +76,7 @@ class FakeRank:
         self.picture_s = 0.0625
         self._jobs: dict[int, Job] = {}
         self._steps_of: Counter[int] = Counter()
+        self._told = ToldSteps()
         self._answered = 0
         self._arrived = asyncio.Condition()
         self._socket = context.socket(zmq.DEALER)
@@ -149,6 +151,7 @@ class FakeRank:
             one_by_one=self.one_by_one,
             picture_s=self.picture_s if step.encode else 0.0,
             encoded_pixels=sum(picture.pixels for picture in step.encode),
+            blocks_run=self._told.blocks_run(step),
         )
         self.send(StepDone(rank=self.rank, number=step.number, times=times))
         self._preview(step)

@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 from engine.errors import OutOfMemoryError
 from engine.planning.step_memory import DecodeMemory
 from engine.step import Job, Step, StepTimes
+from tests.launcher.requests.schedule.told_steps import ToldSteps
 
 STEP_S = 0.1  # so that a request of many steps is under way for long
 BYTES = 3_000_000_000  # of the weights that it says it has read
@@ -43,6 +44,7 @@ class HollowRank:
     ) -> None:
         self._rank, self._on_image, self._on_failed = rank, on_image, on_failed
         self._jobs: dict[int, Job] = {}
+        self._told = ToldSteps()
         for done in (0, BYTES // 2, BYTES):
             on_read(done, BYTES)
 
@@ -57,13 +59,14 @@ class HollowRank:
         for job in step.start:
             if job.seed == HUNGRY_SEED:
                 self._on_failed(job.job_id, OutOfMemoryError("a step needs about 9.0 GB, and 1.0 GB are free"))
+        blocks_run = self._told.blocks_run(step)
         decoded = [self._jobs.pop(job_id) for job_id in step.decode if job_id in self._jobs]
 
         def wait() -> StepTimes:
             time.sleep(STEP_S)
             for job in decoded if self._rank == 0 else ():
                 self._send(job)
-            return StepTimes(denoise_s=STEP_S)
+            return StepTimes(denoise_s=STEP_S, blocks_run=blocks_run)
 
         return SimpleNamespace(wait=wait, previews=())
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from engine.config.model_config import ModelConfig
+from engine.step import Step
 from launcher import Client
+from launcher.client.async_client import AsyncClient
 from launcher.messages.message_parts import Computed
 from launcher.requests.image_metadata import read_made
+from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 
 PROMPT = "a red circle on a blue background"
+SAVES: Any = {"steps": 6, "cache": {"method": "velocity", "warmup_steps": 2, "max_consecutive": 1}}
 
 
 def test_each_image_says_which_of_its_steps_were_computed(client: Client, demo: ModelConfig) -> None:
@@ -46,3 +54,60 @@ def test_the_negative_prompt_is_left_out_outside_the_window(client: Client, demo
     )
     steps = ((blocks, 0), (blocks, blocks), (blocks, blocks), (blocks, 0))
     assert result.computed == [Computed(steps=steps, blocks=blocks)]
+
+
+def saved(blocks: int) -> Computed:
+    """What `SAVES` computes."""
+    return Computed(steps=tuple((blocks * whole,) for whole in (1, 1, 0, 1, 0, 1)), blocks=blocks)
+
+
+def test_a_request_that_starts_over_counts_its_steps_anew(run_folder: Path, demo: ModelConfig) -> None:
+    async def test() -> None:
+        engine = fake_engine(run_folder, tp=2, replace_ranks=True)
+        async with engine as fakes, AsyncClient(fakes.address) as client:
+            for rank in fakes.ranks:
+                rank.hold = True
+            call = asyncio.create_task(client.generate(PROMPT, **SAVES))
+            for rank in fakes.ranks:
+                await rank.has_steps(2)
+                rank.release(2)
+            await fakes.ranks[0].has_steps(4)  # so that two are known
+            fakes.ranks[0].fail("rank_failed", "rank 1: lost")
+            result = await call
+            assert result.attempt == 2
+            assert result.computed == [saved(demo.transformer.num_layers)]
+
+    run(test())
+
+
+class LateRank(FakeRank):
+    """Rank 1 says only when it is told to that it has done the last step; rank 0 has sent the image by then."""
+
+    def _answer(self, step: Step) -> None:
+        if self.rank == 1 and step.decode:
+            self.hold = True
+        else:
+            super()._answer(step)
+
+
+@pytest.mark.parametrize("end", ["told", "lost"])
+def test_an_image_waits_for_its_last_step_to_be_known_but_not_for_lost_ranks(
+    run_folder: Path, demo: ModelConfig, end: str
+) -> None:
+    async def test() -> None:
+        engine = fake_engine(run_folder, tp=2, make_rank=LateRank, replace_ranks=True)
+        async with engine as fakes, AsyncClient(fakes.address) as client:
+            call = asyncio.create_task(client.generate(PROMPT, **SAVES))
+            await fakes.ranks[1].has_steps(6)
+            async with asyncio.timeout(DEADLINE_S):
+                (request,) = fakes.frontend._requests._requests
+                while not request.decoded:
+                    await asyncio.sleep(0.01)
+            assert not call.done()
+            if end == "told":
+                FakeRank._answer(fakes.ranks[1], fakes.ranks[1].steps[5])
+            else:
+                fakes.ranks[0].fail("rank_failed", "rank 1: lost")
+            assert (await call).computed == [saved(demo.transformer.num_layers) if end == "told" else None]
+
+    run(test())
