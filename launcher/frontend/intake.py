@@ -34,6 +34,7 @@ from launcher.pictures.wanted import NO_PICTURES
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.explained.life import Life
 from launcher.requests.plan import Plan, make_plan
+from launcher.requests.schedule.saved_steps import check_shared
 from launcher.requests.tokenizer import PromptTokenizer
 
 _MOST_KEPT_BYTES = 512 * 2**20  # of images that a client has not acknowledged
@@ -227,6 +228,7 @@ class Intake:
             made_for=loras.made_for(),
             picture=None if examined is None else examined.picture,
         )
+        check_shared(checked.cache, self._model, self._engine.degrees)
         if examined is not None and examined.judged is not None:
             checked = replace(checked, warnings=(*checked.warnings, *examined.judged.warnings))
         unread = [] if examined is not None else [*self.arrivals]

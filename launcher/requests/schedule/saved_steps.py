@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from engine.config.degrees import Degrees
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.pictures.strength import MOST_SCHEDULE_STEPS
+from engine.planning.work_division import shares_all_tokens
 from engine.step import Job
 from engine.step_cache.settings import METHODS, PRESETS, StepCache
 from engine.step_cache.step_plan import WHOLE, StepKind, plan_of
@@ -56,6 +58,16 @@ def _check_fields(asked: CacheChoice) -> StepCache:
     _between(given, "last_blocks", 0, MOST_SCHEDULE_STEPS)
     _between(given, "threshold", 0, MOST_THRESHOLD)
     return StepCache(**asdict(_DEFAULTS) | given)
+
+
+def check_shared(cache: StepCache | None, model: ModelConfig, degrees: Degrees) -> None:
+    """Raise `ArgumentError` where two groups of ranks, which compute a half each, would have to share the tokens of
+    both for this cache, and cannot."""
+    if degrees.cfg == 1 or not shares_all_tokens(cache):
+        return
+    for name, heads in model.transformer.undivided_heads(degrees.ranks):
+        told = f"{name} is {heads}, which the {degrees.ranks} ranks of this server do not divide"
+        raise ArgumentError(f"cache cannot be of method blocks here: {told}; take velocity", parameter="cache")
 
 
 def check_window(request: Generate) -> tuple[float, float]:

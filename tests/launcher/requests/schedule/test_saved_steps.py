@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from engine.config.degrees import Degrees
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
@@ -21,6 +22,7 @@ from launcher.messages.message_parts import CacheChoice
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.plan import make_plan
 from launcher.requests.schedule.described import describe_cache
+from launcher.requests.schedule.saved_steps import check_shared
 from launcher.requests.tokenizer import Prompt
 
 TURBO = ModelConfig.from_folder(DEMO_CHECKPOINT)
@@ -98,6 +100,23 @@ def test_what_cannot_be_is_refused_with_what_can(cache: Any, message: str) -> No
     with pytest.raises(ArgumentError) as refused:
         check(request, RAW, Limits(), drawn_seed=0)
     assert (refused.value.message, refused.value.parameter) == (message, "cache")
+
+
+def test_ranks_that_would_have_to_share_tokens_and_cannot_are_told_of() -> None:
+    blocks, velocity = checked(cache=CacheChoice()).cache, checked(cache=CacheChoice(method="velocity")).cache
+    odd = replace(RAW, transformer=replace(RAW.transformer, num_kv_heads=3))
+    with pytest.raises(ArgumentError) as refused:
+        check_shared(blocks, odd, Degrees(cfg=2))
+    assert refused.value.message == (
+        "cache cannot be of method blocks here: num_key_value_heads is 3, which the 2 ranks of this server do not "
+        "divide; take velocity"
+    )
+    for cache, model, degrees in (
+        (blocks, RAW, Degrees(cfg=2)),
+        (velocity, odd, Degrees(cfg=2)),
+        (blocks, odd, Degrees()),
+    ):
+        check_shared(cache, model, degrees)
 
 
 @pytest.mark.parametrize(
