@@ -7,9 +7,11 @@ import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.cost import NO_WORK, CostModel, Work
 from engine.scheduling.scheduler import Scheduler
 from engine.step import Job, Picture, Step
+from engine.step_cache.settings import StepCache
+from engine.step_cache.step_plan import WHOLE, StepKind, plan_of
 
 STEPS_AHEAD = 2
 
@@ -22,11 +24,14 @@ def make_job(
     width: int = 64,
     height: int = 64,
     picture: Picture | None = None,
+    guided: bool = False,
+    cache: StepCache | None = None,
+    window: tuple[float, float] = WHOLE,
 ) -> Job:
     return Job(
         job_id=job_id,
         prompt_ids=prompt,
-        negative_ids=None,
+        negative_ids=(1,) if guided else None,
         width=width,
         height=height,
         steps=steps,
@@ -34,6 +39,8 @@ def make_job(
         mu=None,
         seed=job_id,
         picture=picture,
+        cache=cache,
+        guidance_window=window,
     )
 
 
@@ -80,15 +87,20 @@ class Arrival:
     segments: tuple[int, ...]
     request: int
     priority: int = 0
+    state_bytes: int = 0
 
 
 @dataclass
 class VirtualRanks:
-    """Runs a scheduler until nothing is left to do. `on_step` sees every step and the time at which it was made."""
+    """Runs a scheduler until nothing is left to do. `on_step` sees every step and the time at which it was made.
+
+    Halves that may be cached run `cached_share` of the blocks; a step whose halves run no block takes no time.
+    """
 
     scheduler: Scheduler
     costs: CostModel
     on_step: Callable[[Step, float], None] | None = None
+    cached_share: float = 0.5
     begun_at: dict[int, float] = field(default_factory=dict)
     decoded_at: dict[int, float] = field(default_factory=dict)
     queued_at_arrival: dict[int, tuple[int, int]] = field(default_factory=dict)  # jobs and steps, its own too
@@ -97,7 +109,7 @@ class VirtualRanks:
     longest_dry_s: float = 0.0  # that the decoder had nothing to do while an image was ready
 
     def run(self, arrivals: Iterable[Arrival]) -> None:
-        works: dict[int, Work] = {}
+        works: dict[int, list[tuple[int, Work]]] = {}
         pixels: dict[int, int] = {}
         steps_left: dict[int, int] = {}  # of jobs that are not decoded
         ready_at: dict[int, float] = {}
@@ -111,13 +123,18 @@ class VirtualRanks:
         while events:
             now, _, event = heapq.heappop(events)
             if isinstance(event, Arrival):
-                works[event.job.job_id] = Work.of(event.segments)
+                works[event.job.job_id] = self._works(event)
                 steps_left[event.job.job_id] = event.job.steps
                 to_start = sum(not left and job_id not in self.begun_at for job_id, left in steps_left.items())
                 self.queued_at_arrival[event.job.job_id] = len(steps_left), sum(steps_left.values()) + to_start
                 pixels[event.job.job_id] = event.job.width * event.job.height
                 self.scheduler.add(
-                    event.job, segments=event.segments, request=event.request, priority=event.priority, now=now
+                    event.job,
+                    segments=event.segments,
+                    request=event.request,
+                    priority=event.priority,
+                    now=now,
+                    state_bytes=event.state_bytes,
                 )
             elif event is None:
                 outstanding -= 1
@@ -142,9 +159,9 @@ class VirtualRanks:
                 seconds = _seconds(self.costs.encode_s(prompt_tokens(step.start)))
                 seconds += _seconds(self.costs.encode_picture_s(sum(picture.pixels for picture in step.encode)))
                 if step.denoise:
-                    work = sum((works[job_id] for job_id in step.denoise), Work(0, 0))
-                    assert work.tokens <= self.scheduler.token_budget or len(step.denoise) == 1
-                    seconds += _seconds(self.costs.denoise_s(work))
+                    packed, took = zip(*(works[job_id].pop(0) for job_id in step.denoise), strict=True)
+                    assert sum(packed) <= self.scheduler.token_budget or sum(map(bool, packed)) == 1
+                    seconds += _seconds(self.costs.denoise_s(sum(took, NO_WORK)))
                 self.longest_step_s = max(self.longest_step_s, seconds)
                 ranks_free = max(now, ranks_free) + seconds
                 outstanding += 1
@@ -166,6 +183,23 @@ class VirtualRanks:
                     self.on_step(step, now)
         assert not steps_left
         assert not held
+
+    def _works(self, arrival: Arrival) -> list[tuple[int, Work]]:
+        """What each step of a job has to do: its tokens at most, and what it does, if caching saves what it may."""
+        job, plan = arrival.job, plan_of(arrival.job)
+        if plan is None or not job.steps:
+            return [(sum(arrival.segments), Work.of(arrival.segments))] * job.steps
+        works = []
+        for kinds in zip(*plan, strict=True):
+            shares = {StepKind.COMPUTED: 1.0, StepKind.MAY_BE_CACHED: self.cached_share}
+            halves = [(tokens, shares.get(kind, 0.0)) for tokens, kind in zip(arrival.segments, kinds, strict=True)]
+            work = Work(
+                round(sum(tokens * share for tokens, share in halves)),
+                round(sum(tokens * tokens * share for tokens, share in halves)),
+                max(share for _, share in halves),
+            )
+            works.append((sum(tokens for tokens, share in halves if share), work))
+        return works
 
 
 def _seconds(cost: float | None) -> float:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from statistics import median, median_low
 
+from engine.scheduling.shares import Shares
+
 # Costs of a step, of each token and of each pair, while too little has been measured, in units of a token's matrix
 # products. Attention over 6 · width pairs takes one such unit, and Krea 2's width is 6144.
 _ASSUMED = (256.0, 1.0, 1 / (6 * 6144))
@@ -27,26 +29,36 @@ _SATURATED = 1.05  # throughput that rises by less than this factor is not worth
 
 @dataclass(frozen=True)
 class Work:
-    """The size of a denoise step: packed tokens, and pairs of tokens that attend to each other."""
+    """The size of a denoise step: packed tokens, and pairs of tokens that attend to each other.
+
+    Where segments go through some of the model's blocks only, they count in proportion. passes: how often the blocks
+    are gone through, whatever for: once, or in part, in a step; more in the work of several.
+    """
 
     tokens: int
     pairs: int
+    passes: float = 1.0
 
     @classmethod
     def of(cls, segments: Iterable[int]) -> Work:
         """Count the work of a step that packs segments of these lengths, in tokens."""
         lengths = tuple(segments)
-        return cls(sum(lengths), sum(length * length for length in lengths))
+        return cls(sum(lengths), sum(length * length for length in lengths), 1.0 if lengths else 0.0)
 
     def __add__(self, other: Work) -> Work:
-        return Work(self.tokens + other.tokens, self.pairs + other.pairs)
+        """Pack both into one step."""
+        return Work(self.tokens + other.tokens, self.pairs + other.pairs, max(self.passes, other.passes))
+
+
+NO_WORK = Work(0, 0, 0.0)  # of a step that goes through no block
 
 
 class CostModel:
     """Seconds of denoise steps, of encoding prompts and pictures, and of decoding; None where nothing has been measured
-    yet."""
+    yet. shares: how much steps run that may be cached. blocks: of the model."""
 
-    def __init__(self) -> None:
+    def __init__(self, blocks: int = 28) -> None:
+        self.shares = Shares(blocks)
         self._coefficients: tuple[float, ...] | None = None  # seconds, s per token, s per pair
         self._encode_rate = _Rate()  # seconds per prompt token
         self._decode_rates, self._picture_rates = _RatesBySize(), _RatesBySize()  # seconds per pixel
@@ -63,7 +75,7 @@ class CostModel:
     def relative(self, work: Work) -> float:
         """Return what to compare denoise steps by: their seconds, or tokens while nothing has been measured."""
         fixed, per_token, per_pair = self._coefficients or _ASSUMED
-        return fixed + per_token * work.tokens + per_pair * work.pairs
+        return fixed * work.passes + per_token * work.tokens + per_pair * work.pairs
 
     def encode_s(self, prompt_tokens: int) -> float | None:
         """Estimate the seconds of encoding prompts that have `prompt_tokens` tokens together."""
@@ -97,12 +109,12 @@ class CostModel:
     def correct(self, work: Work, seconds: float) -> None:
         """Learn from a denoise step that ran, if it took any time. The first one makes a rough estimate possible."""
         expected = self.denoise_s(work)
-        if seconds <= 0:
+        if seconds <= 0 or work == NO_WORK:
             return
         if self._coefficients is None or not expected:
             self.fit([(work, seconds)])
             return
-        amounts = 1, work.tokens, work.pairs
+        amounts = work.passes, work.tokens, work.pairs
         parts = [cost * amount / expected for cost, amount in zip(self._coefficients, amounts, strict=True)]
         # Either everything got slower, or one cost is wrong, most likely the one that makes up most of the step.
         blame = [part + 1 / 3 for part in parts]
@@ -190,8 +202,8 @@ def _fit(samples: Sequence[tuple[Work, float]]) -> tuple[float, ...]:
     Of all fits that pass exactly through as many samples as they have coefficients that are not 0, as fits of least
     absolute error do: there are 285 of them for ten samples.
     """
-    # seconds = costs · (1, tokens, pairs), divided by the seconds: every row should give 1
-    rows = [(1 / seconds, work.tokens / seconds, work.pairs / seconds) for work, seconds in samples]
+    # seconds = costs · (passes, tokens, pairs), divided by the seconds: every row should give 1
+    rows = [(work.passes / seconds, work.tokens / seconds, work.pairs / seconds) for work, seconds in samples]
     if len(rows) < 3:
         scale = median(1 / _dot(_ASSUMED, row) for row in rows)
         return tuple(cost * scale for cost in _ASSUMED)

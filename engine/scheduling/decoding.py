@@ -89,3 +89,13 @@ class Decoding:
 def decode_s(queued: QueuedJob, costs: CostModel) -> float:
     """Estimate the seconds of decoding a job's image: 0 while no speed is known."""
     return costs.decode_s(queued.job.width * queued.job.height) or 0.0
+
+
+def stage_work(queued: QueuedJob, costs: CostModel) -> float:
+    """Reckon what is left of a job's denoise steps, or of its decoding once these are done, without encoding its
+    picture: in seconds, or by what steps are compared by while no speeds are known."""
+    if queued.is_denoised:
+        return decode_s(queued, costs)
+    if queued.plan is None:
+        return queued.steps_left * costs.relative(queued.work)
+    return costs.relative(queued.plan.expected(queued.steps_left, 0))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right, insort
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from heapq import heappop, heappush
 from operator import attrgetter
 
-from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.cost import NO_WORK, CostModel, Work
 from engine.scheduling.decoding import HAND_OVER_S, HAND_OVER_STEPS, decode_s
+from engine.scheduling.job_work import JobWork
 from engine.scheduling.packing import picture_s
-from engine.scheduling.policy import QueuedJob
+from engine.scheduling.policy import Key, QueuedJob
 
 _HAND_OVER_STEPS = 2.5  # half of the running one, one that was sent already, and the one that hands it over
 _LOOK_PAST = 8  # jobs that do not fit into a step, before no smaller one is looked for
@@ -20,7 +21,7 @@ _LOOK_PAST = 8  # jobs that do not fit into a step, before no smaller one is loo
 def forecast(
     jobs: Sequence[QueuedJob],
     costs: CostModel,
-    key: Callable[[QueuedJob, float], tuple[float, ...]],
+    key: Key,
     *,
     held: Collection[int],
     decoding: Mapping[int, float],
@@ -37,7 +38,8 @@ def forecast(
     have encoded, by id. decoding: when those are decoded that the decoder has, in order. decodes_in_turn: no step runs
     while an image is decoded. The ranks are free at `begins`, when they have done a step of `step_s`. The queue is
     packed much as the scheduler packs it, as though nothing came any more; the bounds on prompt tokens and pictures and
-    requests that run alone are left out. `costs` must know the speed of denoise steps.
+    what jobs hold, requests that run alone and steps that run no block, which take no time, are left out. `costs` must
+    know the speed of denoise steps.
     """
     decoder = _Decoder(costs, max_decoding, decoding)
     clock, gone = begins, 0
@@ -48,6 +50,7 @@ def forecast(
             decoder.add(queued, key(queued, decode_s(queued, costs)), begins)
     if decodes_in_turn:
         clock = decoder.decode_between(clock)
+    plans = any(item.plan for item in waiting)
     smallest = min((item.work.tokens for item in waiting), default=0)
     begun = sum(item.begun for item in waiting)
     encoded = {prompt for queued in jobs if queued.begun for prompt in queued.prompts}
@@ -88,7 +91,10 @@ def forecast(
         # estimate need not be nearer the truth than by a part of itself.
         # One that starts and has no steps takes part in none.
         steps = min((1 + gone // 8, *(item.steps_left for item in stepping if item.steps_left)))
-        step_s = costs.relative(Work(tokens, pairs)) if tokens else 0.0
+        if plans and any(item.plan for item in stepping):
+            step_s = _step_s(stepping, steps, costs)
+        else:
+            step_s = costs.relative(Work(tokens, pairs)) if tokens else 0.0
         if step_s and places <= 0 and (free := decoder.held_until(clock)) is not None:  # then another job may begin
             steps = min(steps, 1 + int((free - clock) / step_s))
         gone += steps
@@ -96,7 +102,8 @@ def forecast(
         for item in reversed(stepping):
             item.steps_left = max(0, item.steps_left - steps)
             if item.steps_left:
-                item.key = key(item.queued, item.steps_left * item.alone_s)
+                left_s = item.steps_left * item.alone_s if item.plan is None else item.reckon(item.plan, costs)
+                item.key = key(item.queued, left_s)
                 insort(waiting, item, key=attrgetter("key"))
         decoder.decode_until(clock, step_s)
         for item in stepping:
@@ -109,22 +116,43 @@ def forecast(
     return decoder.done
 
 
+def _step_s(stepping: Sequence[_Waiting], steps: int, costs: CostModel) -> float:
+    """Estimate what each of so many steps of these takes, on average."""
+    works = [item.next(steps) for item in stepping]
+    tokens, pairs = sum(work.tokens for work in works), sum(work.pairs for work in works)
+    return costs.relative(Work(tokens, pairs, max(work.passes for work in works))) / steps
+
+
 class _Waiting:
-    """A job and how far it will have come. alone_s: of a step that it has to itself."""
+    """A job and how far it will have come. steps_left: those that run blocks; work: of the next of them, at most.
+    alone_s: of a step that it has to itself, where all are alike."""
 
-    __slots__ = ("alone_s", "begun", "key", "queued", "steps_left", "work")
+    __slots__ = ("alone_s", "begun", "key", "plan", "queued", "steps_left", "work")
 
-    def __init__(
-        self,
-        queued: QueuedJob,
-        costs: CostModel,
-        key: Callable[[QueuedJob, float], tuple[float, ...]],
-        held: Collection[int],
-    ) -> None:
-        self.queued, self.work = queued, queued.work if queued.steps_left else Work(0, 0)
+    def __init__(self, queued: QueuedJob, costs: CostModel, key: Key, held: Collection[int]) -> None:
+        self.queued, self.work, self.plan = queued, queued.work if queued.steps_left else NO_WORK, queued.plan
         self.steps_left, self.begun = queued.steps_left, queued.begun
         self.alone_s = costs.relative(queued.work)
-        self.key = key(queued, self.steps_left * self.alone_s + picture_s(queued, held, costs))
+        left_s = self.steps_left * self.alone_s
+        if self.plan is not None:
+            self.steps_left = self.plan.shape.left[queued.steps_left].busy
+            left_s = self.reckon(self.plan, costs)
+        self.key = key(queued, left_s if queued.job.picture is None else left_s + picture_s(queued, held, costs))
+
+    def reckon(self, plan: JobWork, costs: CostModel) -> float:
+        """Look up its next step, and estimate the seconds of all that are left if it has the ranks to itself."""
+        left = plan.shape.next_busy[self.steps_left]
+        self.work = plan.packed(left)
+        return costs.relative(plan.expected(left, 0))
+
+    def next(self, steps: int) -> Work:
+        """Add up what is expected of its next steps."""
+        if not self.steps_left:
+            return NO_WORK
+        if self.plan is None:
+            return Work(self.work.tokens * steps, self.work.pairs * steps, steps)
+        next_busy = self.plan.shape.next_busy
+        return self.plan.expected(next_busy[self.steps_left], next_busy[self.steps_left - steps])
 
 
 class _Decoder:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
-from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.cost import NO_WORK, CostModel
+from engine.scheduling.planned_jobs import PlannedJobs
 from engine.scheduling.policy import QueuedJob
 from engine.step import Picture
 
@@ -22,9 +23,9 @@ class Packed:
 
     def seconds(self, costs: CostModel) -> float:
         """Estimate what the step takes, as far as speeds are known."""
-        work = sum((queued.work for queued in self.denoise), Work(0, 0))
+        work = sum((queued.expected for queued in self.denoise), NO_WORK)
         encode_s = (costs.encode_s(self.prompt_tokens) or 0.0) + (costs.encode_picture_s(self.pixels) or 0.0)
-        return encode_s + ((costs.denoise_s(work) or 0.0) if self.denoise else 0.0)
+        return encode_s + (costs.denoise_s(work) or 0.0)
 
 
 def pack(
@@ -35,12 +36,14 @@ def pack(
     prompt_budget: int,
     picture_budget: int,
     places: int,
+    planned: PlannedJobs,
 ) -> Packed:
     """Pack jobs in this order, up to the budgets that `Scheduler` describes. held: pictures that the ranks have encoded
-    already, by id. places: the number of jobs that may begin."""
+    already, by id. places: the number of jobs that may begin. planned: what jobs that have begun hold, and may hold."""
     packed = Packed()
     prompts: dict[int, int] = {}
-    room = token_budget
+    state, blocked = planned.held, False
+    room = token_budget - planned.lost_tokens(state)
     for queued in ordered:
         steps = queued.steps_left > 0
         if queued.is_denoised or (steps and packed.denoise and queued.work.tokens > room):
@@ -55,6 +58,12 @@ def pack(
             too_many_pixels = pixels and packed.pixels and packed.pixels + pixels > picture_budget
             if places <= 0 or too_many_tokens or too_many_pixels:
                 continue
+            if queued.state_bytes:
+                blocked = blocked or not planned.may_begin(queued, state)
+                if blocked:  # nor may one begin that comes later and holds less, or this one might wait for ever
+                    continue
+                room -= planned.lost_tokens(state + queued.state_bytes) - planned.lost_tokens(state)
+                state += queued.state_bytes
             packed.start.append(queued)
             places -= 1
             prompts |= queued.prompts

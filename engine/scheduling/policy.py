@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from engine.scheduling.cost import Work
+from engine.scheduling.job_work import JobWork
 from engine.step import Job
 
 
@@ -16,11 +18,13 @@ class QueuedJob:
     job: Job
     request: int
     priority: int
-    work: Work  # of one of its denoise steps
+    work: Work  # of its next denoise step, at most
     prompts: dict[int, int]  # tokens of each distinct prompt, by hash
     arrived: float  # seconds
     arrival: int  # counts up with every job that comes
     steps_left: int
+    plan: JobWork | None = None  # where its steps do not all have the same to do
+    state_bytes: int = 0  # that it holds between steps, of each rank, beside what all do
     patience_s: float = 0.0  # how long later arrivals may pass it
     alone: bool = False  # no other request's jobs run with it
     begun: bool = False
@@ -30,6 +34,17 @@ class QueuedJob:
     def is_denoised(self) -> bool:
         """Whether all of its steps have been made, or it has begun and has none: then it is to be decoded."""
         return self.begun and self.steps_left == 0
+
+    @property
+    def expected(self) -> Work:
+        """What its next step is expected to do."""
+        return self.work if self.plan is None else self.plan.expected(self.steps_left, self.steps_left - 1)
+
+    def be_at(self, steps_left: int) -> None:
+        """Go to the step with which so many are left."""
+        self.steps_left = steps_left
+        if self.plan is not None and steps_left:
+            self.work = self.plan.packed(steps_left)
 
 
 class Policy:
@@ -66,3 +81,21 @@ class Policy:
         if now - job.arrived >= job.patience_s:
             return (0, job.arrival)
         return (1, -job.priority, work_left + self.waiting * job.arrived, job.arrival)
+
+
+Key = Callable[[QueuedJob, float], tuple[float, ...]]  # of a job that has so much work left
+
+
+def ordering(policy: Policy, jobs: Collection[QueuedJob], work_left: Callable[[QueuedJob], float], now: float) -> Key:
+    """Order jobs by the policy. When some run alone, one request of these goes first, then the others."""
+    alone = [queued for queued in jobs if queued.alone]
+    if not alone:
+        key = policy.key
+        return lambda queued, left: key(queued, left, now)
+    first = min(alone, key=lambda queued: (not queued.begun, policy.key(queued, work_left(queued), now))).request
+
+    def by_stage(queued: QueuedJob, left: float) -> tuple[float, ...]:
+        stage = (0 if queued.request == first else 1) if queued.alone else 2
+        return (stage, queued.request if stage == 1 else 0, *policy.key(queued, left, now))
+
+    return by_stage

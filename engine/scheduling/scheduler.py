@@ -6,15 +6,17 @@ to the decoder (see `Decoding`). All three are bounded, and a `Policy` orders th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import count
 
 from engine.scheduling.cost import CostModel, Work
-from engine.scheduling.decoding import Decoding, decode_s
+from engine.scheduling.decoding import Decoding, stage_work
 from engine.scheduling.forecast import forecast
+from engine.scheduling.job_work import work_of
 from engine.scheduling.outlook import Estimate, Outlook
-from engine.scheduling.packing import pack, picture_s, pictures_to_come
-from engine.scheduling.policy import Policy, QueuedJob
+from engine.scheduling.packing import Packed, pack, picture_s, pictures_to_come
+from engine.scheduling.planned_jobs import PlannedJobs
+from engine.scheduling.policy import Key, Policy, QueuedJob, ordering
 from engine.step import Adapter, Job, Picture, Step
 
 
@@ -28,6 +30,10 @@ class Scheduler:
     to start. A job of no steps starts, and goes to the decoder. One that has begun may be passed over too, but keeps
     its memory: at most `max_begun` have begun and not ended. At most `max_decoding` images are with the decoder, and no
     more than it needs until the next step.
+
+    Jobs whose next step runs no block take it before anything else, together, since that takes next to no time; steps
+    that may be cached count in full. planned: such jobs, and the memory for what they hold between steps, which bounds
+    how many begin; one always may, and makes steps smaller if it holds more.
 
     decodes_in_turn: the ranks decode what a step hands over before they do another, instead of beside it.
 
@@ -56,6 +62,7 @@ class Scheduler:
         self.decodes_in_turn = decodes_in_turn
         self._prompt_budget, self._picture_budget = prompt_budget, picture_budget
         self._max_begun, self._max_decoding = max_begun, max_decoding
+        self.planned = PlannedJobs()
         self._queue: dict[int, QueuedJob] = {}  # until they go to the decoder
         self._decoding = Decoding(self.costs, max_decoding)  # then until the image comes, that of a cancelled job too
         self._held: set[int] = set()  # pictures that the ranks have once they have done all steps that are made
@@ -66,15 +73,28 @@ class Scheduler:
         self._step_s = self._busy_until = 0.0  # of the last step made, and when the ranks will have done it
         self._outlook: Outlook | None = None  # until the queue changes
 
-    def add(self, job: Job, *, segments: tuple[int, ...], request: int, priority: int = 0, now: float) -> None:
-        """Queue a job of a request. segments: packed tokens of each of its segments, two when it is guided. Raises
-        `ValueError` for a job that is here already, and for segments that are none or not positive."""
+    def add(
+        self,
+        job: Job,
+        *,
+        segments: tuple[int, ...],
+        request: int,
+        priority: int = 0,
+        now: float,
+        state_bytes: int = 0,
+    ) -> None:
+        """Queue a job of a request. segments: packed tokens of each of its segments, two when it is guided.
+        state_bytes: what each rank keeps of it between steps for those that are saved. Raises `ValueError` for a job
+        that is here already, and for segments that are none or not positive."""
         if job.job_id in self._queue or job.job_id in self._decoding:
             raise ValueError(f"job {job.job_id} is queued already")
         if not segments or min(segments) < 1:
             raise ValueError(f"segments must be positive token counts, got {segments}")
         prompts = {hash(ids): len(ids) for ids in job.prompts}  # a collision would only miscount
         queued = QueuedJob(job, request, priority, Work.of(segments), prompts, now, next(self._arrivals), job.steps)
+        if (plan := work_of(job, segments, self.costs)) is not None:
+            queued.plan, queued.state_bytes = plan, state_bytes
+            queued.be_at(job.steps)
         self._queue[job.job_id] = queued
         queued.patience_s = self.policy.patience_s(self._work_queued())
         self._outlook = None
@@ -87,6 +107,7 @@ class Scheduler:
         queued = self._queue.pop(job_id, None)
         if queued is not None and queued.begun:
             self._releases.append(job_id)
+        self.planned.end(job_id)
         self._decoding.cancel(job_id)
         self._outlook = None
 
@@ -111,12 +132,14 @@ class Scheduler:
         """
         again = [queued for queued in self._decoding.jobs() if not queued.cancelled]
         for queued in (*again, *self._queue.values()):
-            queued.steps_left, queued.begun = queued.job.steps, False
+            queued.be_at(queued.job.steps)
+            queued.begun = False
             queued.alone = queued.alone or queued.request in alone
             self._queue[queued.job.job_id] = queued
         self._decoding = Decoding(self.costs, self._max_decoding)
         self._releases, self._loads, self._unloads = [], [], []
         self._held.clear()
+        self.planned.clear()
         self._numbers = count()
         self._step_s = self._busy_until = 0.0
         self._outlook = None
@@ -137,14 +160,7 @@ class Scheduler:
         # This step begins when the one before ends: as expected, but no later than if that began as soon as it can.
         free = self._decodes_until(now)
         begins = now if idle else max(free, min(self._busy_until, free + self._step_s))
-        packed = pack(
-            ordered,
-            held=self._held,
-            token_budget=self.token_budget,
-            prompt_budget=self._prompt_budget,
-            picture_budget=self._picture_budget,
-            places=self._max_begun - len(self._decoding) - sum(queued.begun for queued in self._queue.values()),
-        )
+        packed = self._pack(ordered)
         chosen, step_s = packed.denoise, packed.seconds(self.costs)
         if (chosen or packed.start) and self._decoding.runs_dry(begins + step_s, now):
             # with a step of its own, since one hands images over when it has denoised
@@ -153,8 +169,9 @@ class Scheduler:
                 return Step(next(self._numbers), decode=decode)
         for queued in packed.start:
             queued.begun = True
+            self.planned.begin(queued)
         for queued in chosen:
-            queued.steps_left -= 1
+            queued.be_at(queued.steps_left - 1)
         decode = self._hand_over(ordered, at=begins + step_s, step_s=step_s, now=now)
         forget = self._forget(packed.pictures)
         if not (chosen or packed.start or decode or self._releases or self._unloads or forget):
@@ -199,6 +216,20 @@ class Scheduler:
 
     # ---- one step
 
+    def _pack(self, ordered: Sequence[QueuedJob]) -> Packed:
+        alone = ordered[0].request if ordered and ordered[0].alone else None
+        if free := self.planned.free(alone):
+            return Packed(denoise=free)
+        return pack(
+            ordered,
+            held=self._held,
+            token_budget=self.token_budget,
+            prompt_budget=self._prompt_budget,
+            picture_budget=self._picture_budget,
+            places=self._max_begun - len(self._decoding) - sum(queued.begun for queued in self._queue.values()),
+            planned=self.planned,
+        )
+
     def _decodes_until(self, now: float) -> float:
         """Until when the ranks do no step, since they decode."""
         return self._decoding.free_at(now) if self.decodes_in_turn else now
@@ -209,13 +240,8 @@ class Scheduler:
 
     def _work_left(self, queued: QueuedJob) -> float:
         """Of the stage that the job is in: the ranks and the decoder each do first what keeps them least."""
-        return self._stage_work(queued) + picture_s(queued, self._held, self.costs)
-
-    def _stage_work(self, queued: QueuedJob) -> float:
-        """That without what encodes its picture."""
-        if queued.is_denoised:
-            return decode_s(queued, self.costs)
-        return queued.steps_left * self.costs.relative(queued.work)
+        left = stage_work(queued, self.costs)
+        return left if queued.job.picture is None else left + picture_s(queued, self._held, self.costs)
 
     def _work_queued(self) -> float:
         """Seconds of work left, a picture that jobs share being encoded once; 0 while no speeds are known."""
@@ -223,22 +249,10 @@ class Scheduler:
             return 0.0
         jobs = self._queue.values()
         pictures = {queued.job.picture: picture_s(queued, self._held, self.costs) for queued in jobs}
-        return sum(map(self._stage_work, jobs)) + sum(pictures.values())
+        return sum(stage_work(queued, self.costs) for queued in jobs) + sum(pictures.values())
 
-    def _key(self, now: float) -> Callable[[QueuedJob, float], tuple[float, ...]]:
-        """Orders jobs that have so much work left: by the policy. When some run alone, one request of these goes first,
-        then the others."""
-        policy = self.policy.key
-        alone = [queued for queued in self._queue.values() if queued.alone]
-        if not alone:
-            return lambda queued, work_left: policy(queued, work_left, now)
-        first = min(alone, key=lambda queued: (not queued.begun, policy(queued, self._work_left(queued), now))).request
-
-        def by_stage(queued: QueuedJob, work_left: float) -> tuple[float, ...]:
-            stage = (0 if queued.request == first else 1) if queued.alone else 2
-            return (stage, queued.request if stage == 1 else 0, *policy(queued, work_left, now))
-
-        return by_stage
+    def _key(self, now: float) -> Key:
+        return ordering(self.policy, self._queue.values(), self._work_left, now)
 
     def _forget(self, encoded: Mapping[int, Picture]) -> tuple[int, ...]:
         """Hold what a step encodes, and forget what no job is to begin from any more."""
@@ -257,6 +271,7 @@ class Scheduler:
         decode = self._decoding.choose(ready, at=at, step_s=step_s, now=now)
         for queued in decode:
             self._decoding.begin(self._queue.pop(queued.job.job_id), at)
+            self.planned.end(queued.job.job_id)
         return tuple(queued.job.job_id for queued in decode)
 
     # ---- estimates
