@@ -218,6 +218,13 @@ OTHER_OPTIONS = (
     ),
     OtherOption(("--y1", "--y2"), _KREA, "`--mu` pins the shift, as in that script"),
     OtherOption(
+        ("--enable-teacache",), _SGLANG, "`--cache quality`", "cache", switch=True, values={"true": "quality"}
+    ),
+    OtherOption(
+        ("--cache-backend",), _VLLM, "`--cache`: `cache_dit` and `tea_cache` are `quality`", "cache",
+        values={"cache_dit": "quality", "tea_cache": "quality", "none": None},
+    ),
+    OtherOption(
         ("--num-images-per-prompt", "--num-outputs-per-prompt", "--num-outputs", "--n"),
         f"{_VLLM}, {_SGLANG}, {_DIFFUSERS}", "`--num-images`", "num_images",
     ),

@@ -38,7 +38,7 @@ def check_cache(asked: str | CacheChoice, model: ModelConfig) -> StepCache | Non
     if cache is not None and cache.method == "blocks":
         blocks, always = model.transformer.num_layers, cache.first_blocks + cache.last_blocks
         if always >= blocks:
-            told = f"less than the {blocks} blocks of the model in all, got {always}"
+            told = f"fewer than the {blocks} blocks of the model in all, got {always}"
             raise ArgumentError(f"cache.first_blocks and cache.last_blocks must be {told}", parameter="cache")
     return cache
 

@@ -90,7 +90,7 @@ def test_what_is_told_of_settings_asks_for_them(choice: CacheChoice) -> None:
         ({"threshold": float("inf")}, "cache.threshold must be between 0 and 100, got inf"),
         (
             {"first_blocks": 2, "last_blocks": BLOCKS - 2},
-            "cache.first_blocks and cache.last_blocks must be less than the "
+            "cache.first_blocks and cache.last_blocks must be fewer than the "
             f"{BLOCKS} blocks of the model in all, got {BLOCKS}",
         ),
     ],
