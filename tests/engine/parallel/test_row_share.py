@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from bench.scaling.mesh_groups import AbsentGroup
+from engine.config.degrees import Degrees
 from engine.kernels.attention.backends import GatedAttentionKernel
 from engine.kernels.fp8 import Fp8Rows, quantize_rows
 from engine.kernels.packing import Packing
 from engine.model.layers import GatedAttention
 from engine.parallel.group import Group, LocalGroup
 from engine.parallel.linear import ParallelMatrix
+from engine.parallel.mesh import Mesh
 from engine.parallel.row_share import RowShare
 from tests.engine.parallel.test_group import DEADLINE_S, run_threads
-from tests.engine.parallel.thread_group import thread_groups
+from tests.engine.parallel.thread_group import thread_groups, thread_meshes
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM = 64, 4, 2, 16
 QKV, GATE = (HEADS + 2 * KV_HEADS) * HEAD_DIM, HEADS * HEAD_DIM
@@ -83,3 +85,26 @@ def test_fp8_rows_come_with_their_own_scales(rows: int) -> None:
         assert torch.equal(gathered.dequantize(), whole.dequantize())
 
     run_threads(thread_groups(4, DEADLINE_S), check)
+
+
+@pytest.mark.parametrize("lengths", [(5, 1, 9, 3), (1, 2), (0, 17, 1)])
+def test_whole_segments_are_gathered_of_own_rows(lengths: tuple[int, ...]) -> None:
+    """Of any of them, however the ranks' parts cut them: by sequence, by tensor, and by both."""
+    packing = Packing(lengths, torch.device("cpu"))
+    whole = torch.arange(packing.tokens)[:, None].repeat(1, 3)
+    parts = whole.split(lengths)
+
+    def check(mesh: Mesh) -> None:
+        share = RowShare(packing, mesh.sp, mesh.tp)
+        own = [part[share.own_of(segment)] for segment, part in enumerate(parts)]
+        assert torch.equal(torch.cat(own), share.take_own(whole))
+        for chosen in ([0], [1], [0, len(lengths) - 1], list(range(len(lengths)))):
+            gathered = share.gather_segments(torch.cat([own[segment] for segment in chosen]), chosen)
+            assert torch.equal(gathered, torch.cat([parts[segment] for segment in chosen]))
+        offsets = share.gather_of_each(share.own.offsets)
+        assert offsets.shape == (share.ranks, len(lengths) + 1)
+        assert offsets[:, -1].sum() == packing.tokens
+
+    for degrees in (Degrees(), Degrees(sp=4), Degrees(tp=2), Degrees(tp=2, sp=2)):
+        meshes = {mesh.world: mesh for mesh in thread_meshes(degrees, DEADLINE_S)}
+        run_threads(list(meshes), lambda world, meshes=meshes: check(meshes[world]))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bench.engines.real_size import KREA2
 from engine.config.degrees import Degrees
-from engine.planning.work_division import Traffic, divide_segments, sent_in_step
+from engine.planning.work_division import Traffic, divide_segments, forward_passes, sent_in_step
 
 
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=9), st.sampled_from([1, 2]))
@@ -24,6 +24,13 @@ def test_a_guided_image_is_divided_and_a_lone_unguided_one_is_not_even() -> None
     assert divide_segments([4110], 2) == ([[0], []], False)
     assert divide_segments([4110, 4096, 4103], 2)[1] is False  # 2 : 1
     assert divide_segments([4110, 4096, 4103, 4097], 2)[1] is True
+
+
+def test_ranks_that_work_together_share_all_segments_however_even_they_are() -> None:
+    tokens, degrees = [4110, 4096], Degrees(sp=2, cfg=2)
+    assert forward_passes(KREA2.transformer, tokens, degrees) == ([[0], [1]], 2)
+    assert forward_passes(KREA2.transformer, tokens, degrees, together=True) == ([[0, 1]], 4)
+    assert forward_passes(KREA2.transformer, tokens, Degrees(), together=True) == ([[0, 1]], 1)
 
 
 def test_what_the_real_model_sends() -> None:
