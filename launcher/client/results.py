@@ -18,7 +18,7 @@ import msgspec
 from launcher.client.pictures import open_picture, save_pictures, write_html
 from launcher.messages import client_messages as messages
 from launcher.messages.client_messages import Accepted, Progress
-from launcher.messages.message_parts import Computed
+from launcher.messages.message_parts import Computed, MadeFor
 
 if TYPE_CHECKING:
     from PIL import Image as PIL
@@ -98,7 +98,8 @@ class PreviewFile:
 class Result:
     """All images of a request, in order; sizes in pixels, timings in seconds, by stage and in total. explanation: where
     the time went, if the request asked for it with `explain`. usage: tokens of its prompts, and of all its images.
-    computed: of each image, which steps were, where some may have been saved or left out.
+    computed: of each image, which steps were, where some may have been saved or left out. made_for: what LoRAs have
+    decided of the steps and the guidance, which the request did not say.
 
     In a notebook, a result at the end of a cell shows its images.
     """
@@ -116,6 +117,7 @@ class Result:
     explanation: ResultExplanation | None = None
     usage: Usage = Usage()
     computed: list[Computed | None] = field(default_factory=list)
+    made_for: MadeFor | None = None
 
     @property
     def seed(self) -> int:
@@ -210,5 +212,5 @@ class Following:
             last.request_id, last.attempt, [image.file for image in done], [image.seed for image in done],
             last.width, last.height, last.output_format, last.timings, (*self._warnings, *self._told),
             self._request.prompt, explanation, Usage(last.text_tokens, last.image_tokens * len(done)),
-            [image.computed for image in done],
+            [image.computed for image in done], last.made_for,
         )  # fmt: skip

@@ -72,11 +72,10 @@ class Generate(_Versioned, frozen=True, kw_only=True, omit_defaults=True):
     or as many as the strength leaves ("partial"). mask_crop: pixels around the masked part, which alone is drawn then.
     mask_feather: pixels over which what is drawn fades into what stays.
 
-    sigmas: the noise level at which each step begins, before mu shifts it, in place of evenly spaced ones.
-
-    cache: which steps may be saved: `off`, `quality`, `fast`, or how. guidance_from, guidance_until: of the schedule,
-    from 0 to 1, the part in which the image is guided; outside it the negative prompt is not computed, and guidance is
-    `off` or the `last` one is used again (guidance_outside).
+    sigmas: the noise level at which each step begins, before mu shifts it. cache: which steps may be saved: `off`,
+    `quality`, `fast`, or how. guidance_from, guidance_until: of the schedule, from 0 to 1, the part in which the image
+    is guided; outside it the negative prompt is not computed, and guidance is `off` or the `last` one is used again
+    (guidance_outside).
     """
 
     request_id: RequestId
@@ -209,7 +208,8 @@ class Preview(_Reply, frozen=True, kw_only=True):
 class Image(_Reply, frozen=True, kw_only=True):
     """Image `index` of `num_images`, before a binary frame with its file. Timings, explanation: of the request.
 
-    computed: what was computed for it, where steps may have been saved or left out.
+    computed: what was computed for it, where steps may have been saved or left out. made_for: what LoRAs have decided
+    of its steps and guidance, which the request did not say.
     """
 
     request_id: str
@@ -226,6 +226,7 @@ class Image(_Reply, frozen=True, kw_only=True):
     text_tokens: int = 0  # of prompt and negative prompt
     image_tokens: int = 0
     computed: Computed | None = None
+    made_for: MadeFor | None = None
 
 
 class Failed(_Reply, frozen=True, kw_only=True):

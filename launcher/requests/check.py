@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
+from engine.lora.schedule import LoraSchedule
 from engine.pictures.strength import MOST_SCHEDULE_STEPS, steps_of
 from engine.sigmas import MOST_MU
 from engine.step_cache.settings import StepCache
@@ -48,7 +49,7 @@ class CheckedRequest:
 
     steps: those that are run; asked_steps: as they were asked for, skipped_steps: of the schedule before those run.
     strength: None for images that begin from no picture. picture: what they begin from, where its files are known.
-    sigmas, cache, guidance_window, guidance_outside: as of a `Job`.
+    sigmas, cache, guidance_window, guidance_outside: as of a `Job`. of_loras: what LoRAs have decided of its steps.
     """
 
     prompt: str
@@ -84,6 +85,7 @@ class CheckedRequest:
     guidance_window: tuple[float, float] = WHOLE
     guidance_outside: str = "off"
     sigmas: tuple[float, ...] | None = None
+    of_loras: LoraSchedule | None = None
 
     @property
     def answer_size(self) -> tuple[int, int]:
@@ -196,7 +198,9 @@ def check(
         timeout_s=request.timeout_s,
         output_format=request.output_format,
         metadata=request.metadata,
-        preview_every=_preview_every(request, limits, run if schedule.from_lora else None),
+        preview_every=None
+        if request.preview_every is None
+        else schedule.preview_every(_between("preview_every", request.preview_every, 1, limits.max_steps), run),
         loras=chosen,
         warnings=tuple(warnings),
         explain=request.explain,
@@ -216,6 +220,7 @@ def check(
         guidance_window=window if guidance > 0 else WHOLE,
         guidance_outside=request.guidance_outside,
         sigmas=schedule.sigmas,
+        of_loras=schedule.of_loras,
     )
 
 
@@ -236,14 +241,6 @@ def parse_size(parameter: str, text: str, model: ModelConfig, limits: Limits) ->
         return _size(int(width), int(height), model, limits)
     except ArgumentError as error:
         raise ArgumentError(f"{parameter} {text}: {error.message}", parameter=parameter) from None
-
-
-def _preview_every(request: Generate, limits: Limits, steps: int | None) -> int | None:
-    """Give the steps between previews. steps: those of an image, if they are not what its client could expect."""
-    if request.preview_every is None:
-        return None
-    every = _between("preview_every", request.preview_every, 1, limits.max_steps)
-    return every if steps is None or every < steps else max(1, steps // 2)
 
 
 def _check_loras(

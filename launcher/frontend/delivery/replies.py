@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict
 
 import msgspec
 
@@ -16,7 +17,7 @@ from launcher.frontend.delivery.tracked_requests import TrackedRequest
 from launcher.logs import log_event
 from launcher.messages.api_keys import ANONYMOUS
 from launcher.messages.client_messages import Accepted, Failed, Image, Message, Preview, Progress
-from launcher.messages.message_parts import Computed
+from launcher.messages.message_parts import Computed, MadeFor
 from launcher.messages.rank_messages import Previewed
 
 
@@ -93,6 +94,7 @@ class Replies:
             text_tokens=request.plan.text_tokens,
             image_tokens=request.plan.image_tokens,
             computed=computed,
+            made_for=None if request.checked.of_loras is None else MadeFor(**asdict(request.checked.of_loras)),
         )
         self._keep(request, image, file)
         self._metrics.images.inc()

@@ -28,14 +28,20 @@ class LoraSchedules:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How images are denoised, as `CheckedRequest` has it. from_lora: a LoRA has decided over the steps."""
+    """How images are denoised, as `CheckedRequest` has it. of_loras: what LoRAs have decided of it, if anything."""
 
     steps: int
     sigmas: tuple[float, ...] | None
     mu: float | None
     guidance: float
     warnings: tuple[str, ...] = ()
-    from_lora: bool = False
+    of_loras: LoraSchedule | None = None
+
+    def preview_every(self, asked: int, steps: int) -> int:
+        """Give the steps between previews of images of which so many are run: who asked may have expected more than
+        LoRAs say, and would see none."""
+        is_less = self.of_loras is not None and self.of_loras.steps is not None and asked >= steps
+        return max(1, steps // 2) if is_less else asked
 
 
 def decide_schedule(
@@ -63,13 +69,14 @@ def decide_schedule(
         guided = _agreed(of_guidance, "guidance", request, limits, warnings)
     levels = own if own.decides_steps else noise
     guidance = guided.guidance if own.guidance is None else own.guidance
+    of_loras = replace(noise, guidance=guided.guidance)
     return Schedule(
         steps=model.default_steps if levels.steps is None else levels.steps,
         sigmas=levels.sigmas,
         mu=levels.mu,
         guidance=model.default_guidance if guidance is None else guidance,
         warnings=tuple(warnings),
-        from_lora=noise.steps is not None,
+        of_loras=None if of_loras == LoraSchedule() else of_loras,
     )
 
 

@@ -218,7 +218,8 @@ def test_a_lora_brings_the_schedule_that_it_was_made_for(run_folder: Path, tmp_p
             assert loras.made_for == {"fast": MadeFor(steps=3, sigmas=(1.0, 0.6, 0.2), mu=0.0)}
             drawn = await client.generate(PROMPT, loras=["fast", "plain"])
             assert any("for which LoRA fast was made" in each for each in drawn.warnings)
-            await client.generate(PROMPT, loras=["fast"], steps=2)
+            assert drawn.made_for == loras.made_for["fast"]
+            assert (await client.generate(PROMPT, loras=["fast"], steps=2)).made_for is None
             await client.generate(PROMPT, loras=["plain"], sigmas=[0.9, 0.4], mu=0.1)
             await client.generate(PROMPT)
             jobs = [job for step in fakes.ranks[0].steps for job in step.start]

@@ -39,13 +39,15 @@ async def http_engine(run_folder: Path, folder: Path | None) -> AsyncIterator[tu
 
 def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path) -> None:
     async def test() -> None:
-        write_adapter(tmp_path / "ink.safetensors", modules=264, size=5000, family="LoKr")
+        header = {"krea2.steps": "3", "krea2.mu": "0"}
+        write_adapter(tmp_path / "ink.safetensors", modules=264, size=5000, family="LoKr", header=header)
         async with http_engine(run_folder, tmp_path) as (client, fakes):
             assert (await client.get(LORAS)).json() == {"object": "list", "data": [], "merged": [], "loadable": True}
             loaded = await client.post(LORAS, json={"name": "Ink é", "path": "ink.safetensors", "strength": 0.5})
             described = {
                 "object": "lora", "name": "Ink é", "file": "ink.safetensors", "strength": 0.5, "family": "LoKr",
                 "modules": 264, "bytes": 5000, "left_out": None,
+                "made_for": {"steps": 3, "sigmas": None, "mu": 0.0, "guidance": None},
             }  # fmt: skip
             assert (loaded.status_code, loaded.json()) == (200, described)
             assert (await client.get(LORAS)).json()["data"] == [described]
@@ -61,7 +63,12 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
                 assert job.loras == ((0, -0.75),)
                 await ours.images.generate(prompt=PROMPT, extra_body={"loras": ["Ink é"]})
                 *_, job = (job for step in fakes.ranks[0].steps for job in step.start)
-                assert job.loras == ((0, 0.5),)
+                assert (job.loras, job.steps, job.mu) == (((0, 0.5),), 3, 0.0)
+                await ours.images.generate(prompt=PROMPT, extra_body={"loras": ["Ink é"], "sigmas": [1, "0.5", 0]})
+                *_, job = (job for step in fakes.ranks[0].steps for job in step.start)
+                assert (job.steps, job.sigmas, job.mu) == (2, (1.0, 0.5), None)
+                with pytest.raises(openai.BadRequestError, match="sigmas must be numbers that fall"):
+                    await ours.images.generate(prompt=PROMPT, extra_body={"sigmas": "0.5,1"})
                 with pytest.raises(openai.BadRequestError, match="among the loaded ones") as refusal:
                     await ours.images.generate(prompt=PROMPT, extra_body={"loras": [{"name": "Oil"}]})
                 assert (refusal.value.param, refusal.value.code) == ("loras", "invalid_parameter")
@@ -87,7 +94,8 @@ def test_who_loads_hears_what_was_left_out(run_folder: Path, tmp_path: Path) -> 
             listed = (await client.get(LORAS)).json()
             assert listed["data"] == [loaded.json()]
             left_out = "lora_lenient leaves out of oil"
-            assert listed["merged"] == [{"file": "oil.safetensors", "strength": 0.5, "left_out": left_out}]
+            merged_one = {"file": "oil.safetensors", "strength": 0.5, "left_out": left_out, "made_for": None}
+            assert listed["merged"] == [merged_one]
             async with AsyncClient(fakes.address) as ours:
                 assert (await ours.loras()).left_out == {"Ink": loaded.json()["left_out"], "oil.safetensors": left_out}
 
