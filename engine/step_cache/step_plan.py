@@ -52,7 +52,7 @@ def _plan_half(job: PlannedJob, guiding: bool) -> tuple[StepKind, ...]:
         elif job.cache is None or step == job.steps - 1:  # the last step makes the details that everybody sees
             kinds.append(StepKind.COMPUTED)
         else:
-            kinds.append(_plan_step(job.cache, kinds))
+            kinds.append(_plan_step(job.cache, kinds, left=job.steps - step))
     return tuple(kinds)
 
 
@@ -63,8 +63,9 @@ def _is_outside(job: PlannedJob, step: int) -> bool:
     return not begin <= fraction < end
 
 
-def _plan_step(cache: StepCache, before: list[StepKind]) -> StepKind:
-    """Plan a step inside the window that is not the last, given what the half does in the steps before it."""
+def _plan_step(cache: StepCache, before: list[StepKind], left: int) -> StepKind:
+    """Plan a step inside the window that is not the last, given what the half does in the steps before it. left: how
+    many steps there are with this one."""
     if len(before) < cache.warmup_steps or StepKind.COMPUTED not in before:
         return StepKind.COMPUTED
     if min(cache.max_consecutive, cache.max_cached) < 1:
@@ -73,5 +74,7 @@ def _plan_step(cache: StepCache, before: list[StepKind]) -> StepKind:
         return StepKind.MAY_BE_CACHED
     in_a_row = before[::-1].index(StepKind.COMPUTED)
     if in_a_row >= cache.max_consecutive or before.count(StepKind.FORECAST) >= cache.max_cached:
+        return StepKind.COMPUTED
+    if left == 2 and in_a_row:  # noise falls most in the last steps: half of a forecast's errors came from a run there
         return StepKind.COMPUTED
     return StepKind.FORECAST

@@ -74,6 +74,8 @@ def _saves(job: Job, step: int, half: _Half) -> bool:
     cache = job.cache
     if cache is None or step < cache.warmup_steps or step == job.steps - 1 or not half.known:
         return False
+    if step == job.steps - 2 and half.in_a_row:
+        return False
     return half.in_a_row < cache.max_consecutive and half.saved < cache.max_cached
 
 

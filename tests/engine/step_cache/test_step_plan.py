@@ -32,7 +32,8 @@ def test_a_job_that_asks_for_nothing_has_no_plan_and_neither_has_a_window_withou
     [
         (VELOCITY, "ccffcffcffcc"),
         (replace(VELOCITY, warmup_steps=5, max_consecutive=1), "cccccfcfcfcc"),
-        (replace(VELOCITY, max_consecutive=100), "ccfffffffffc"),
+        (replace(VELOCITY, max_consecutive=100), "ccffffffffcc"),
+        (replace(VELOCITY, max_consecutive=4), "ccffffcfffcc"),
         (replace(VELOCITY, max_cached=3), "ccffcfcccccc"),
         (replace(VELOCITY, warmup_steps=0), "cffcffcffcfc"),
         (replace(VELOCITY, warmup_steps=12), "c" * 12),
@@ -43,7 +44,9 @@ def test_a_job_that_asks_for_nothing_has_no_plan_and_neither_has_a_window_withou
         (replace(BLOCKS, max_cached=0), "c" * 12),
     ],
 )
-def test_steps_after_the_warm_up_are_saved_but_for_the_last(cache: StepCache, plan: str) -> None:
+def test_steps_after_the_warm_up_are_saved_but_for_the_last_and_none_in_a_row_before_it(
+    cache: StepCache, plan: str
+) -> None:
     assert written(replace(GUIDED, cache=cache)) == [plan, plan]
     assert written(replace(UNGUIDED, cache=cache)) == [plan]
 
