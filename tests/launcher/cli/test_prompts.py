@@ -240,7 +240,7 @@ def test_lines_are_drawn_each_with_its_own_parameters(marked: Marked, tmp_path: 
         '{"prompt": "x", "seed": -1, "output": "OUT/own/{prompt}-{seed}.webp", "num_images": 2}\n'.replace(
             "OUT", str(tmp_path)
         )
-        + '{"prompt": "y"}\n',
+        + '{"prompt": "y", "steps": 4, "cache": {"method": "velocity", "warmup_steps": "2"}}\n',
     )
     code, stdout, stderr = marked.run_krea2(
         "generate", "--prompts", file, "--device", "cpu", "--seed", "40", "--steps", "2", "-o", f"{tmp_path}/new/"
@@ -251,11 +251,14 @@ def test_lines_are_drawn_each_with_its_own_parameters(marked: Marked, tmp_path: 
     own = [tmp_path / "own" / f"x-{int(drawn) + index}.webp" for index in range(2)]
     shared = [tmp_path / "new" / f"krea2_{index}.png" for index in (0, 3)]
     assert sorted(stdout.splitlines()) == sorted(map(str, (*own, *shared)))
-    assert stderr.splitlines()[-1].endswith(f"; seeds 40, {drawn}, {int(drawn) + 1}, 43")
+    *_, last_but_one, last_line = stderr.splitlines()
+    assert last_but_one.endswith(f"; seeds 40, {drawn}, {int(drawn) + 1}, 43")
+    assert last_line == "18 of 24 block evaluations, 25 % saved; computed steps: 1-2,4"
     first, last = map(Image.open, shared)
     made = [json.loads(image.info["krea2"]) for image in (first, last)]
     assert (first.size, made[0]["prompt"], made[0]["seed"]) == ((96, 96), "a red fox", 40)
     assert (last.size, made[1]["prompt"], made[1]["seed"]) == ((128, 128), "y", 43)
+    assert made[1]["computed"] == {"prompt": "1-2,4", "block_evaluations": "18 of 24"}
     marked.expect_nothing_left()
 
 
