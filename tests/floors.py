@@ -84,15 +84,18 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.parameters",
         "launcher.client",
         "launcher.requests",
+        "launcher.requests.schedule",
         "launcher.http.workers",
         "launcher.http.answers",
     },
     "launcher.http.apis.automatic1111": {
         *_CHILDREN,
         "launcher.http.uploads",
+        "launcher.parameters",
         "launcher.client",
         "launcher.requests",
         "launcher.http.answers",
+        "launcher.http.apis",
     },
     "launcher.http.apis.chat": {
         *_CHILDREN,
@@ -101,7 +104,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.http.answers",
         "launcher.http.apis",
     },
-    "launcher.http.docs": {*_CHILDREN, "launcher.requests", "launcher.http.answers"},
+    "launcher.http.docs": {*_CHILDREN, "launcher.requests", "launcher.requests.schedule", "launcher.http.answers"},
     "launcher.http": {
         "launcher.audit",
         *_CHILDREN,

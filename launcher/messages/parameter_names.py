@@ -44,7 +44,10 @@ def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
     plain: dict[str, Any] = {}
     warnings: list[str] = []
     others: list[tuple[str, str, Any]] = []
-    for name, value in _without_extra_body(given):
+    weak: list[tuple[str, Any, str]] = []  # which hold where nothing else says the same, with warnings
+    pairs = list(_without_extra_body(given))
+    off = {name for name, value in pairs if value is False or (isinstance(value, str) and value.lower() == "false")}
+    for name, value in pairs:
         other = OTHERS.get(name)
         if value is None or (isinstance(value, str) and not value and name not in TEXTS):
             continue
@@ -53,16 +56,25 @@ def read(given: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         elif other.ignored:
             if not (other.quiet or other.asks_for_nothing(value)):
                 warnings.append(f"{name} was ignored: {other.said}")
-        elif not other.asks_for_nothing(value):
+        elif not (other.asks_for_nothing(value) or other.switch in off):
             if other.own is None:
                 raise ArgumentError(f"{name} is not taken: {other.said}", parameter=name)
-            others.append((other.own, name, _read_value(other.own, name, other.read(name, value))))
+            read_value = _read_value(other.own, name, other.read(name, value))
+            if other.taken_as:
+                weak.append((other.own, read_value, other.taken_as.format(name=name)))
+            else:
+                others.append((other.own, name, read_value))
+            weak.extend((own, value, "") for own, value in other.besides)
     if isinstance(size := plain.get("size"), str) and size.lower() == "auto":
         del plain["size"]
     for own, name, value in others:
         known = plain.setdefault(own, value)
         if known is not value and (own in PICTURES or known != value):  # arrays cannot be compared
             raise _contradiction(own, plain[own], name, value)
+    for own, value, warning in weak:
+        if own not in plain:
+            plain[own] = value
+            warnings += [warning] if warning else []
     return plain, tuple(warnings)
 
 

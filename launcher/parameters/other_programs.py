@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.errors import ArgumentError
-from launcher.parameters.values import number, whole
+from launcher.parameters.values import number, switch, whole
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class OtherParameter:
     here: what becomes of it, as a phrase. own: the parameter of ours that it is; else it is refused, or where `ignored`
     passed over, with that phrase. read: makes ours of its name and value. nothing: values with which it asks for
     nothing, besides those that are empty or false. quiet: nothing is said, since clients send it by habit.
+
+    taken_as: a warning where ours only resembles it; then it also gives way to whatever else says what ours is.
+    besides: others of ours that it implies, where nothing else says them. switch: one of theirs that turns it off.
     """
 
     names: tuple[str, ...]
@@ -30,6 +33,9 @@ class OtherParameter:
     read: Callable[[str, Any], Any] = lambda _, value: value
     nothing: tuple[object, ...] = ()
     quiet: bool = False
+    taken_as: str = ""
+    besides: tuple[tuple[str, object], ...] = ()
+    switch: str = ""
 
     @property
     def said(self) -> str:
@@ -38,11 +44,16 @@ class OtherParameter:
 
     def asks_for_nothing(self, value: object) -> bool:
         """Whether it is as if it had been left out."""
-        if isinstance(value, str):
-            return value.lower() in ("", "false", "none", *self.nothing)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return value in self.nothing
-        return value is None or value is False or (isinstance(value, list | tuple | Mapping) and not value)
+        return asks_for_nothing(value, self.nothing)
+
+
+def asks_for_nothing(value: object, nothing: tuple[object, ...] = ()) -> bool:
+    """Whether a value says what leaving it out says: it is empty, false, none or one of `nothing`."""
+    if isinstance(value, str):
+        return value.lower() in ("", "false", "none", *nothing)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value in nothing
+    return value is None or value is False or (isinstance(value, list | tuple | Mapping) and not value)
 
 
 def less(name: str, value: object) -> float:
@@ -106,6 +117,49 @@ def as_choice(lora: object) -> object:
     return choice if "name" in choice or path is None else {"name": path, **choice}
 
 
+def step_cache(name: str, value: object) -> str:
+    return "quality" if switch(name, value) else "off"
+
+
+def dbcache(name: str, value: object) -> dict[str, object]:
+    """Read cache-dit's parameters of DBCache, as SGLang takes them; what is left out is as in `cache`."""
+    if not isinstance(value, Mapping):
+        raise ArgumentError.of(name, f"an object of {', '.join(_OF_DBCACHE)}", value)
+    given = {key: each for key, each in value.items() if each is not None}
+    cache: dict[str, object] = {"method": "blocks"}
+    for key, each in given.items():
+        if key not in _OF_DBCACHE and asks_for_nothing(each, (1,)):
+            continue
+        if key not in _OF_DBCACHE:
+            raise ArgumentError.of(name, f"an object of {', '.join(_OF_DBCACHE)}", key)
+        own, read = _OF_DBCACHE[key]
+        cache[own] = read(f"{name}.{key}", each)
+    for own in ("max_cached", "max_consecutive"):
+        if cache.get(own) == _UNLIMITED:
+            cache[own] = MOST_SAVED
+    if not cache.pop("forecasts", True):
+        cache["order"] = 0
+    return cache
+
+
+def gate(name: str, value: object) -> float:
+    """The fraction after which guidance is not computed anew: there its first step always is."""
+    return number(name, value) or _FIRST_STEP
+
+
+MOST_SAVED = 200  # steps, more than which no image has
+_UNLIMITED = -1
+_FIRST_STEP = 1e-6  # of the schedule
+_OF_DBCACHE: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
+    "Fn_compute_blocks": ("first_blocks", whole),
+    "Bn_compute_blocks": ("last_blocks", whole),
+    "residual_diff_threshold": ("threshold", number),
+    "max_warmup_steps": ("warmup_steps", whole),
+    "max_cached_steps": ("max_cached", whole),
+    "max_continuous_cached_steps": ("max_consecutive", whole),
+    "enable_taylorseer": ("forecasts", switch),
+    "taylorseer_order": ("order", whole),
+}
 _SHAPE = re.compile(r"([1-9][0-9]?):([1-9][0-9]?)")
 _FAL_SIZES = {
     "square_hd": "1024x1024",

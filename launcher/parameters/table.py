@@ -7,13 +7,24 @@ docs/parameters.md has the same table. That of options of the command line is
 from __future__ import annotations
 
 from launcher.parameters.other_programs import OtherParameter as Other
-from launcher.parameters.other_programs import inverse, less, logarithm, loras, quality, shape, size
+from launcher.parameters.other_programs import (
+    dbcache,
+    gate,
+    inverse,
+    less,
+    logarithm,
+    loras,
+    quality,
+    shape,
+    size,
+    step_cache,
+)
 
 _LORAS = 'loaded LoRAs are chosen by `loras`, as `[{"name": …, "strength": …}]`'
 _SCHEDULE = "`steps`, `sigmas` and `mu` decide the schedule"
 _ENCODER = "the engine encodes prompts itself: give `prompt` and `negative_prompt`"
 _REFERENCES = "pictures that only guide are not taken yet; one to be drawn over is `image`"
-_FASTER = "every image gets all its steps"
+_FASTER = "`cache` says whether steps are saved"
 _DRAWN = "images come as they were drawn"
 _OPENAI, _SGLANG, _VLLM, _DIFFUSERS, _A1111 = "OpenAI", "SGLang", "vLLM-Omni", "diffusers", "A1111"
 _BOTH = f"{_SGLANG}, {_VLLM}"
@@ -43,6 +54,24 @@ TABLE: tuple[Other, ...] = (
     Other(
         ("cfg_scale", "true_cfg_scale"), f"{_A1111}, {_BOTH}, {_DIFFUSERS}",
         "`guidance`, which is 1 less: 1 is off, and 4.5 is 3.5", "guidance", read=less,
+    ),
+    Other(
+        ("cache_dit_params",), _SGLANG,
+        "`cache` of method `blocks`, with these numbers; what is not among them is as in `cache`", "cache",
+        read=dbcache, switch="enable_cache_dit",
+    ),
+    Other(
+        ("enable_cache_dit",), _SGLANG,
+        "`cache` `quality`, with a warning, where there are no `cache_dit_params`", "cache", read=step_cache,
+        taken_as="{name} was taken for cache quality, which is ours: cache_dit_params say DBCache's own",
+    ),
+    Other(
+        ("enable_teacache",), _SGLANG, "`cache` `quality`, with a warning, since that is ours and not TeaCache",
+        "cache", read=step_cache, taken_as="{name} was taken for cache quality, which is ours and not TeaCache",
+    ),
+    Other(
+        ("cfg_gate_step",), _SGLANG, "`guidance_until`, with `guidance_outside` `last`: the same fraction of the steps",
+        "guidance_until", read=gate, nothing=(1, "1", "1.0"), besides=(("guidance_outside", "last"),),
     ),
     # What would be mistaken for something else.
     Other(
@@ -128,7 +157,7 @@ TABLE: tuple[Other, ...] = (
         nothing=("euler", "automatic"),
     ),
     Other(
-        ("distilled_cfg_scale", "embedded_guidance_scale", "guidance_scale_2", "guidance_rescale", "cfg_gate_step"),
+        ("distilled_cfg_scale", "embedded_guidance_scale", "guidance_scale_2", "guidance_rescale"),
         f"Forge, {_BOTH}, {_DIFFUSERS}", "`guidance` is the one scale", ignored=True, nothing=(0,),
     ),
     Other(
@@ -136,10 +165,7 @@ TABLE: tuple[Other, ...] = (
         ignored=True, nothing=(0,),
     ),
     Other(("generator_device",), _BOTH, "noise is drawn on the CPU", ignored=True, nothing=("cpu",)),
-    Other(
-        ("enable_teacache", "enable_cache_dit", "cache_dit_params", "skip_softmax_params", "dpcache_budget"), _SGLANG,
-        _FASTER, ignored=True,
-    ),
+    Other(("skip_softmax_params", "dpcache_budget"), _SGLANG, _FASTER, ignored=True),
     Other(("go_fast", "acceleration", "speed_mode"), _HOSTED, _FASTER, ignored=True, nothing=("regular",)),
     Other(
         ("attention_backend_override",), _SGLANG, "`krea2 serve --attention` decides", ignored=True, nothing=("auto",)

@@ -25,7 +25,7 @@ from launcher.messages.client_messages import (
     is_idempotency_key,
 )
 from launcher.messages.configs import HttpConfig
-from launcher.messages.message_parts import Outpaint
+from launcher.messages.message_parts import CacheChoice, Outpaint
 from launcher.messages.parameter_names import ALIASES, in_own_names, read_size
 from launcher.parameters.values import PICTURES
 from launcher.pictures.wanted import NO_PICTURES
@@ -169,6 +169,8 @@ def to_generate(given: Mapping[str, Any], request_id: str, model: ModelConfig) -
         fields["width"], fields["height"] = own
     if "outpaint" in fields:
         fields["outpaint"] = Outpaint(**fields["outpaint"])
+    if "cache" in fields:
+        fields["cache"] = CacheChoice.of(fields["cache"])
     replaced = describe_own_size(habit, model)
     return Generate(request_id=request_id, **fields), (*warnings, *([replaced] if replaced else []))
 

@@ -12,6 +12,7 @@ from starlette.requests import Request
 
 from engine.errors import Krea2Error
 from launcher.client.results import ImageFile, PreviewFile, Result, Usage
+from launcher.http.answers.computed import COMPUTED, of_image
 from launcher.http.answers.drawing import Drawing
 from launcher.http.answers.errors import error_body
 from launcher.http.answers.event_stream import write_event
@@ -37,8 +38,9 @@ _IMAGE = object_schema(
         "url": {"type": "string", "description": "Where the file is, if response_format was url."},
         "index": integer("Which image of the request it is, from 0.", 0),
         "seed": integer("The seed that makes it again.", 7),
+        "computed": COMPUTED,
     },
-    optional=("b64_json", "url"),
+    optional=("b64_json", "url", "computed"),
 )
 
 
@@ -92,8 +94,8 @@ def images_object(
     """
     shown, images = ("b64_json", result.files) if urls is None else ("url", urls)
     data = [
-        {shown: image, "index": index, "seed": seed}
-        for index, (image, seed) in enumerate(zip(images, result.seeds, strict=True))
+        {shown: image, "index": index, "seed": seed, **of_image(computed)}
+        for index, (image, seed, computed) in enumerate(zip(images, result.seeds, result.computed, strict=True))
     ]
     return {
         "created": int(time.time()),
@@ -151,7 +153,7 @@ async def write_events(
 
     def write_completed(image: ImageFile, more: Mapping[str, object]) -> bytes:
         usage = usage_object(image.usage, drawing.picture_tokens(image.usage, 1))
-        own = {"index": image.index, "seed": image.seed, "usage": usage, **more}
+        own = {"index": image.index, "seed": image.seed, "usage": usage, **of_image(image.computed), **more}
         size = f"{image.width}x{image.height}"
         return write_image("completed", image.file, checked.output_format, size, own)
 

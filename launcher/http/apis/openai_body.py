@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ModelWrapValidatorHandler, PrivateAttr, m
 
 from engine.errors import ArgumentError
 from launcher.http.answers.drawing import PARAMETERS
-from launcher.http.answers.schemas import means
+from launcher.http.apis.openai_parts import Cache, LoraChoiceBody, OutpaintBody, Picture
 from launcher.http.uploads.pictures import NAMES, Pictures, is_file
 from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import read
@@ -22,46 +22,10 @@ MAX_PARTIAL_IMAGES = 3
 _ROUNDED = "rounded up to a multiple of 16"
 
 
-class LoraChoiceBody(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
-    """One of the `loras` of a request."""
-
-    name: str = Field(description="The name by which GET /v1/loras lists it.")
-    strength: float | None = Field(
-        None,
-        description="How strongly to apply it. Default: as it was loaded.",
-        json_schema_extra=means("lora_strength"),
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _take_name(cls, given: object) -> object:
-        return {"name": given} if isinstance(given, str) else given
-
-
-class OutpaintBody(BaseModel, extra="forbid", strict=True):
-    """How many pixels to add on each side."""
-
-    left: int | None = Field(None, description="Pixels. Default: 0.")
-    top: int | None = Field(None, description="Pixels. Default: 0.")
-    right: int | None = Field(None, description="Pixels. Default: 0.")
-    bottom: int | None = Field(None, description="Pixels. Default: 0.")
-
-
-class PictureUrl(BaseModel, extra="allow", strict=True):
-    """A picture as OpenAI's chats have it."""
-
-    image_url: str | dict[str, Any] | None = Field(
-        None, description="A data URL, or an object url of one. Default: null."
-    )
-
-
-Picture = str | PictureUrl | list[str | PictureUrl] | None
-
-
 class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
     """The body of `POST /v1/images/generations`; what is null, empty or left out is the checkpoint's or server's
     default. Numbers may be text, and what other image servers call these parameters is understood, too.\f
-    A flat record of 40, since OpenAI's body is one. FastAPI describes it up to the form feed.
+    A flat record of 44, since OpenAI's body is one. FastAPI describes it up to the form feed.
     """
 
     prompt: str = Field(description="What the images are to show.")
@@ -113,6 +77,22 @@ class ImageRequest(BaseModel, extra="forbid", strict=True, allow_inf_nan=False):
         description="The noise level at which each step begins, in place of steps: falling, from at most 1. A mu of 0 "
         "leaves them as they are. Default: evenly spaced ones.",
         examples=[[1.0, 0.75, 0.5, 0.25]],
+    )
+    cache: Cache = Field(
+        None,
+        description="Whether steps are saved, by forecasting them from those before: quality for pictures almost as "
+        "without, fast for more speed, or an object that says how. What was computed is in computed. Default: off.",
+    )
+    guidance_from: float | None = Field(
+        None, description="Where guidance begins, as a fraction of the steps; before it they take half the time."
+    )
+    guidance_until: float | None = Field(
+        None, description="Where guidance ends, as a fraction of the steps; after it they take half the time."
+    )
+    guidance_outside: Literal["off", "last"] | None = Field(
+        None,
+        description="What there is outside of these two: off for the prompt alone, last for what guidance last came "
+        "to. Default: off.",
     )
     priority: int | None = Field(None, description="Of the requests that wait, those with the highest go first.")
     timeout_s: float | None = Field(

@@ -15,7 +15,8 @@ from launcher.audit.fingerprint import MOST_BYTES
 from launcher.audit.reports import Reports
 from launcher.http.answers.errors import JsonResponse
 from launcher.http.answers.schemas import PICTURE, answer, constant, integer, object_schema, text
-from launcher.http.apis.openai_body import Picture, as_form
+from launcher.http.apis.openai_body import as_form
+from launcher.http.apis.openai_parts import Picture
 from launcher.http.uploads.pictures import Pictures
 from launcher.messages.configs import HttpConfig
 

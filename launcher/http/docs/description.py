@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from launcher.messages.client_messages import Generate
 from launcher.messages.limits import Limits
 from launcher.messages.parameter_names import ALIASES, RANDOM_SEED
 from launcher.requests.check import BEST_COMPRESSION, MAX_LORA_STRENGTH, MAX_MU, MAX_PRIORITY, MAX_TIMEOUT_S
+from launcher.requests.schedule.saved_steps import CACHE_DEFAULTS, CACHE_RANGES
 
 Schema = dict[str, Any]
 # Each API with its routes, by how their paths begin; the last has all others.
@@ -88,12 +90,15 @@ def describe_limits(openapi: Schema, model: ModelConfig, limits: Limits) -> None
         "timeout_s": (0, MAX_TIMEOUT_S),
         "preview_every": (1, limits.max_steps),
         "output_compression": (0, BEST_COMPRESSION),
+        "guidance_from": (0, 1),
+        "guidance_until": (0, 1),
         "lora_strength": (-MAX_LORA_STRENGTH, MAX_LORA_STRENGTH),
-    }
+    } | {f"cache_{name}": allowed for name, allowed in CACHE_RANGES.items()}
     area = f"Width times height is at most {limits.max_pixels} pixels."
     text = f"At most {limits.max_prompt_bytes} bytes."
     notes = {"prompt": text, "negative_prompt": text, "size": area, "width": area, "height": area}
     own = {field.name: field.default for field in msgspec.structs.fields(Generate)}
+    own |= {f"cache_{name}": default for name, default in asdict(CACHE_DEFAULTS).items()}
     for name, field in _fields_of_bodies(openapi):
         meant = field.pop(MEANS, ALIASES.get(name, name))
         default = getattr(model, f"default_{meant}", own.get(meant))

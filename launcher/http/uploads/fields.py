@@ -10,7 +10,7 @@ from engine.config.bounded_json import JsonLimits, read_json
 from engine.errors import ArgumentError, shortened
 
 _NAME = re.compile(r"([^\[\]]{1,100})(?:\[([0-9]{0,3})\])?(?:\[([A-Za-z_]{1,100})\])?")
-_WRITTEN = ("loras", "lora", "outpaint", "extra_body")  # fields whose text may be JSON
+_WRITTEN = ("loras", "lora", "outpaint", "cache", "cache_dit_params", "extra_body")  # fields whose text may be JSON
 _MOST = JsonLimits(values=256, depth=4, key=100, string=4096)
 _SHOWN = 60  # characters
 

@@ -20,11 +20,18 @@ from launcher.messages.message_parts import CacheChoice
 OFF = "off"
 CACHES = (OFF, *PRESETS)
 GUIDANCE_OUTSIDE = (OFF, "last")
-MOST_THRESHOLD = 100.0
 OF_BLOCKS = ("first_blocks", "last_blocks", "threshold")
 # What cache-dit saves unless it is told otherwise, with half of its threshold: Krea's steps are few.
-_DEFAULTS = StepCache("blocks", warmup_steps=8, max_consecutive=2, order=1, max_cached=200)
-_HIGHEST_ORDER = 1
+CACHE_DEFAULTS = StepCache("blocks", warmup_steps=8, max_consecutive=2, order=1, max_cached=200)
+CACHE_RANGES = {
+    "warmup_steps": (0, MOST_SCHEDULE_STEPS),
+    "max_consecutive": (1, MOST_SCHEDULE_STEPS),
+    "order": (0, 1),
+    "max_cached": (1, MOST_SCHEDULE_STEPS),
+    "first_blocks": (1, MOST_SCHEDULE_STEPS),
+    "last_blocks": (0, MOST_SCHEDULE_STEPS),
+    "threshold": (0, 100),
+}
 
 
 def check_cache(asked: str | CacheChoice, model: ModelConfig) -> StepCache | None:
@@ -50,14 +57,9 @@ def _check_fields(asked: CacheChoice) -> StepCache:
     for name in OF_BLOCKS if asked.method != "blocks" else ():
         if name in given:
             raise ArgumentError(f"cache.{name} is of method blocks, not of {asked.method}", parameter="cache")
-    _between(given, "warmup_steps", 0, MOST_SCHEDULE_STEPS)
-    _between(given, "max_consecutive", 1, MOST_SCHEDULE_STEPS)
-    _between(given, "order", 0, _HIGHEST_ORDER)
-    _between(given, "max_cached", 1, MOST_SCHEDULE_STEPS)
-    _between(given, "first_blocks", 1, MOST_SCHEDULE_STEPS)
-    _between(given, "last_blocks", 0, MOST_SCHEDULE_STEPS)
-    _between(given, "threshold", 0, MOST_THRESHOLD)
-    return StepCache(**asdict(_DEFAULTS) | given)
+    for name, (low, high) in CACHE_RANGES.items():
+        _between(given, name, low, high)
+    return StepCache(**asdict(CACHE_DEFAULTS) | given)
 
 
 def check_shared(cache: StepCache | None, model: ModelConfig, degrees: Degrees) -> None:

@@ -21,7 +21,28 @@ DOCUMENT = (ROOT / "docs" / "parameters.md").read_text()
 IGNORED_AS_OPENAI = {"quality", "style", "complexity", "background"}
 
 IMAGE, AROUND = {"image": ["a"], "mask": b"b"}, {"mask_feather": 4, "mask_crop": 32}
-VALUES = ("maximum", "high", "medium", "low", "scale", "path", "square_hd")  # of other programs
+BLOCKS = {"method": "blocks"}
+SGLANGS = {
+    "Fn_compute_blocks": 2, "Bn_compute_blocks": 1, "max_warmup_steps": "4", "residual_diff_threshold": 0.24,
+    "max_continuous_cached_steps": 3, "max_cached_steps": -1, "enable_taylorseer": False,
+}  # fmt: skip
+SGLANGS_HERE = BLOCKS | {
+    "first_blocks": 2, "last_blocks": 1, "warmup_steps": 4, "threshold": 0.24,
+    "max_consecutive": 3, "max_cached": 200, "order": 0,
+}  # fmt: skip
+VALUES = (
+    "blocks",
+    "quality",
+    "cache_dit_params",
+    "last",
+    "maximum",
+    "high",
+    "medium",
+    "low",
+    "scale",
+    "path",
+    "square_hd",
+)  # of other programs
 
 
 def row(other: OtherParameter) -> str:
@@ -83,6 +104,24 @@ def test_each_name_is_there_once_and_is_none_of_ours() -> None:
         ({"outpaint": {"right": "8", "top": None, "left": ""}, "strength": None}, {"outpaint": {"right": 8}}),
         ({"inpaint_full_res": False, "inpaint_full_res_padding": 32, "inpainting_mask_invert": 0}, {}),
         ({"input_fidelity": "low", "resize_mode": 0, "inpainting_fill": 1}, {}),
+        ({"cache": "Fast", "enable_teacache": True, "enable_cache_dit": "true"}, {"cache": "fast"}),
+        ({"cache_dit_params": SGLANGS, "enable_cache_dit": True, "enable_teacache": True}, {"cache": SGLANGS_HERE}),
+        ({"cache_dit_params": SGLANGS | {"taylorseer_order": 1}}, {"cache": SGLANGS_HERE}),
+        ({"cache_dit_params": SGLANGS, "enable_cache_dit": False}, {}),
+        ({"extra_body": {"cache_dit_params": SGLANGS, "enable_cache_dit": "False"}}, {}),
+        ({"cache_dit_params": SGLANGS, "enable_cache_dit": False, "cache": "fast"}, {"cache": "fast"}),
+        (
+            {"cache_dit_params": {"enable_taylorseer": "true", "taylorseer_order": "1"}},
+            {"cache": BLOCKS | {"order": 1}},
+        ),
+        (
+            {"cache_dit_params": {"scm_preset": "none", "warmup_interval": 1, "Fn_compute_blocks": None}},
+            {"cache": BLOCKS},
+        ),
+        ({"cfg_gate_step": "0.5"}, {"guidance_until": 0.5, "guidance_outside": "last"}),
+        ({"cfg_gate_step": 0.5, "guidance_outside": "off"}, {"guidance_until": 0.5, "guidance_outside": "off"}),
+        ({"cfg_gate_step": 0}, {"guidance_until": 1e-6, "guidance_outside": "last"}),  # the first step guides there
+        ({"cfg_gate_step": 1.0, "enable_cache_dit": False, "cache_dit_params": {}}, {}),
     ],
 )
 def test_what_means_one_of_ours_is_it_and_what_asks_for_nothing_is_passed_over(
@@ -99,11 +138,10 @@ def test_what_means_one_of_ours_is_it_and_what_asks_for_nothing_is_passed_over(
             {"sampler_name": "DPM++ 2M"},
             "sampler_name was ignored: there is one sampler, Euler's, on the checkpoint's sch",
         ),
-        ({"enable_teacache": True}, "enable_teacache was ignored: every image gets all its steps"),
+        ({"go_fast": True}, "go_fast was ignored: cache says whether steps are saved"),
         ({"generator_device": "cuda"}, "generator_device was ignored: noise is drawn on the CPU"),
         ({"vae_use_tiling": True}, "vae_use_tiling was ignored: krea2 serve --vae-memory decides"),
         ({"enhance_prompt": True}, "enhance_prompt was ignored: prompts are drawn as they are"),
-        ({"cache_dit_params": {"a": 1}}, "cache_dit_params was ignored: "),
         ({"input_fidelity": "high"}, "input_fidelity was ignored: strength says how much of the picture is drawn anew"),
         ({"resize_mode": 2}, "resize_mode was ignored: the picture is covered and cropped at its centre"),
     ],
@@ -160,6 +198,13 @@ def test_what_changes_nothing_is_told(given: dict[str, Any], warning: str) -> No
         ({"n": 3, "num_outputs": 2}, "num_images 2 contradicts n, which says 3"),
         ({"cfg_scale": 1, "guidance": 2}, "guidance 2 contradicts cfg_scale, which says 0.0"),
         ({"steps": 3, "extra_body": {"steps": 4}}, "steps 3 contradicts extra_body, which says 4"),
+        ({"cache": "fast", "cache_dit_params": SGLANGS}, "cache fast contradicts cache_dit_params, which says {"),
+        ({"cache_dit_params": "fast"}, "cache_dit_params must be an object of Fn_compute_blocks, Bn_compute_blocks, "),
+        ({"cache_dit_params": {"scm_preset": "fast"}}, "cache_dit_params must be an object of Fn_compute_blocks, "),
+        ({"cache_dit_params": {"taylorseer_order": 1.5}}, "cache_dit_params.taylorseer_order must be a whole number, "),
+        ({"enable_teacache": 3}, "enable_teacache must be true or false, got 3"),
+        ({"cfg_gate_step": "late"}, "cfg_gate_step must be a number, got 'late'"),
+        ({"cfg_gate_step": 0.5, "guidance_until": 0.6}, "guidance_until 0.6 contradicts cfg_gate_step, which says 0.5"),
     ],
 )
 def test_what_would_be_mistaken_is_answered_with_what_to_give(given: dict[str, Any], message: str) -> None:
@@ -167,6 +212,19 @@ def test_what_would_be_mistaken_is_answered_with_what_to_give(given: dict[str, A
         in_own_names(given)
     assert error.value.message.startswith(message)
     assert error.value.parameter is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "warning"),
+    [
+        ({"enable_teacache": True}, "enable_teacache was taken for cache quality, which is ours and not TeaCache"),
+        ({"enable_cache_dit": "true"}, "enable_cache_dit was taken for cache quality, which is ours: cache_dit_params"),
+    ],
+)
+def test_what_only_resembles_one_of_ours_is_it_with_a_warning(given: dict[str, Any], warning: str) -> None:
+    own, (told,) = in_own_names(given)
+    assert own == {"cache": "quality"}
+    assert told.startswith(warning)
 
 
 def test_names_that_nobody_has_stay_for_the_door_to_refuse() -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 import engine
 from launcher.client.results import Result
+from launcher.http.answers.computed import of_all
 from launcher.http.answers.drawing import Drawing
 from launcher.http.apis.automatic1111.body import Txt2ImgBody
 from launcher.http.apis.automatic1111.meaning import SAMPLER, SCHEDULER
@@ -63,6 +64,7 @@ def answer(
         "is_using_inpainting_conditioning": False,
         "version": VERSION,
         "request_id": drawing.request_id,
+        **of_all(result.computed),
         **told,
     }
     return {

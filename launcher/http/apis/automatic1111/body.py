@@ -4,12 +4,14 @@ besides."""
 from __future__ import annotations
 
 import difflib
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, model_validator
 
 from engine.errors import ArgumentError
 from launcher.http.answers.schemas import means
+from launcher.http.apis.openai_parts import Cache
+from launcher.parameters.values import READERS
 
 NONE = (None, "", 0, False, "None", "none")  # values that ask for nothing; 0.0 is 0
 # What changes nothing here. Who sends one of these values is not told so, since clients send them by habit; None is for
@@ -58,6 +60,10 @@ def _describe_ignored(schema: dict[str, Any]) -> None:
         if name not in PRIVATE and name not in schema["properties"]:
             said = "Ignored." if neutral is None else "Ignored, with a warning where it asks for something."
             schema["properties"][name] = {"title": name, "description": said}
+
+
+def _read_cache(value: Any) -> Any:
+    return None if value is None else READERS["cache"]("cache", value)
 
 
 class Txt2ImgBody(BaseModel, extra="allow", allow_inf_nan=False, json_schema_extra=_describe_ignored):
@@ -114,6 +120,15 @@ class Txt2ImgBody(BaseModel, extra="allow", allow_inf_nan=False, json_schema_ext
         None, description="The quality of JPEG and WebP files, of which 100 is the best. Default: 95 and 90."
     )
     mu: float | None = Field(None, description="The shift of the schedule. Default: the checkpoint's own.")
+    cache: Annotated[Cache, BeforeValidator(_read_cache)] = Field(
+        None, description="Which steps are saved: off, quality, fast, or an object that says how. Default: off."
+    )
+    guidance_from: float | None = Field(None, description="Where guidance begins, as a fraction of the steps.")
+    guidance_until: float | None = Field(None, description="Where guidance ends, as a fraction of the steps.")
+    guidance_outside: Literal["off", "last"] | None = Field(
+        None,
+        description="What there is outside of these two: the prompt alone, or the last guidance again. Default: off.",
+    )
     priority: int | None = Field(None, description="Of the requests that wait, those with the highest go first.")
     timeout_s: float | None = Field(
         None, description="After how many seconds to give the request up, more than 0. Default: never."

@@ -84,7 +84,7 @@ class Job:
         return Result(
             request_id=first.request_id, attempt=first.attempt, files=[image.file for image in done],
             seeds=[image.seed for image in done], width=first.width, height=first.height, format=first.format,
-            timings={}, warnings=(told,), prompt=first.prompt,
+            timings={}, warnings=(told,), prompt=first.prompt, computed=[image.computed for image in done],
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from starlette.requests import Request
 
 from engine.errors import Krea2Error
 from launcher.client.results import ImageFile, Result
+from launcher.http.answers.computed import of_all
 from launcher.http.answers.drawing import Drawing
 from launcher.http.answers.errors import error_body
 from launcher.http.answers.event_stream import write_data
@@ -83,6 +84,7 @@ async def completion(answer: Answer, result: Result) -> dict[str, object]:
         "seed": result.seed,
         "size": f"{result.width}x{result.height}",
         "output_format": result.format,
+        **of_all(result.computed),
         **result.told(answer.warnings),
     }
 
@@ -114,7 +116,9 @@ async def write_chunks(
                         for index in every:
                             if warnings:
                                 yield write(index, _warned(answer.form, warnings))
-                            told = {"seed": event.seed, **event.told(answer.warnings)} if index == every[-1] else {}
+                            told: dict[str, object] = {}
+                            if index == every[-1]:
+                                told = {"seed": event.seed, **of_all(event.computed), **event.told(answer.warnings)}
                             yield write(index, {}, "stop", **told)
                         if includes_usage:
                             counted = {"choices": [], "usage": _counted(answer.drawing, event)}

@@ -19,10 +19,10 @@ from launcher.http.apis.chat.body import ChatRequest, to_image_request
 from launcher.http.apis.chat.schema import BODY, COMPLETION
 from launcher.http.apis.held_images import HeldImages
 from launcher.http.apis.openai_body import of_strength, to_parameters
-from launcher.messages.parameter_names import ALIASES, in_own_names
+from launcher.messages.parameter_names import ALIASES, SYNONYMS, in_own_names
 
 CHAT_PATH = "/v1/chat/completions"
-_NAMES = {"num_outputs_per_prompt": "num_images", **ALIASES}
+_NAMES = {"num_outputs_per_prompt": "num_images", **SYNONYMS}
 
 
 def add_chat_routes(app: FastAPI, studio: Studio, held: HeldImages, route_class: type[APIRoute]) -> None:
@@ -43,7 +43,7 @@ def add_chat_routes(app: FastAPI, studio: Studio, held: HeldImages, route_class:
         held.check(links=body.links)
         num_choices = body.n or 1
         asked = to_image_request(body)
-        given, told = to_parameters(asked), of_strength(asked)
+        given, told = to_parameters(asked), (*asked.warnings, *of_strength(asked))
         try:
             per_choice, most = body.num_outputs_per_prompt or _take_number(given), studio.config.limits.max_images
             if min(num_choices, per_choice) > 1 and num_choices * per_choice > most:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import Body
 
+from launcher.http.answers.computed import COMPUTED_OF_ALL
 from launcher.http.answers.schemas import (
     DRAWING_ERRORS,
     DRAWN,
@@ -62,8 +63,9 @@ _COMPLETION = object_schema(
         "model": text("The model, as it was asked for.", "Krea-2-Turbo"),
         "choices": many(_CHOICE, "As many as n."),
         "usage": _USAGE | {"description": "How many tokens of text and image it took."},
+        "computed": COMPUTED_OF_ALL,
     },
-    optional=("explanation",),
+    optional=("explanation", "computed"),
 )
 _CHUNKS = object_schema({"event": TEXT, "data": TEXT}) | {
     "description": "With stream: server-sent events, of a chat.completion.chunk each, with images in pieces, or of an "

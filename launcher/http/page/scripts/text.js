@@ -11,14 +11,20 @@ export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"
 /** `text` with a full stop, unless it has an end. */
 export const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
 
-/** One line about how a picture was made: size, steps, guidance, seed, LoRAs, and what it started from. */
-export function settingsLine({ width, height, steps, guidance, seed, loras, ...start }) {
+/** One line about how a picture was made: size, steps, guidance, step caching, seed, LoRAs, and what it started from. */
+export function settingsLine({ width, height, steps, guidance, cache, seed, loras, ...start }) {
   const parts = [`${width} × ${height}`];
   if (steps !== undefined) parts.push(plural(steps, "step"));
   if (guidance) parts.push(`guidance ${guidance}`);
+  if (cache) parts.push(`${cache} cache`);
   parts.push(`seed ${seed}`);
   const short = parts.map((part) => part.replaceAll(" ", "\u00a0")); // no line break inside a part
   return [...short, ...(loras ?? []).map(({ name, strength }) => `${name} ${strength}`), ...startOf(start)].join(" · ");
+}
+
+/** "computed 216 of 480 blocks (45 %)", of a picture whose steps were not all computed. */
+export function computedOf({ block_evaluations: ran, of: all }) {
+  return `computed ${ran} of ${all} blocks (${Math.round((100 * ran) / all)} %)`;
 }
 
 /** What a picture started from, in parts: "from fox.jpg", "strength 0.6", "mask", "left +256". */

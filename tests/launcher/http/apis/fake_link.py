@@ -18,11 +18,13 @@ from launcher.http.app import make_app
 from launcher.messages.client_messages import Accepted, Generate
 from launcher.messages.configs import HttpConfig
 from launcher.messages.limits import Limits
+from launcher.messages.message_parts import Computed
 from tests.launcher.http.http_requests import NOWHERE
 from tests.launcher.http_servers import PROMPT
 from tests.launcher.processes import temporary_folder
 
 SIZE = 96, 64
+COMPUTED = Computed(steps=((6, 6), (0, 6), (6, 0)), blocks=6)  # of images of which not all is to be
 
 
 def png(size: tuple[int, int] = SIZE, colour: object = (200, 0, 0), mode: str = "RGB") -> bytes:
@@ -52,10 +54,12 @@ class FakeLink(EngineLink):
             yield PreviewFile(name, 1, 0, 1, 2, b"preview")
         file = self.files.get("image", png())
         seeds = [7 + index for index in range(count)]
+        computed = COMPUTED if (request.cache, request.guidance_until) != ("off", 1.0) else None
         for index in range(count):
-            yield ImageFile(name, 1, index, seeds[index], *SIZE, "png", file, request.prompt, Usage(7, 24))
+            yield ImageFile(name, 1, index, seeds[index], *SIZE, "png", file, request.prompt, Usage(7, 24), computed)
+        usage, told = Usage(7, 24 * count), [computed] * count
         yield Result(
-            name, 1, [file] * count, seeds, *SIZE, "png", {"total": 1.0}, (), request.prompt, None, Usage(7, 24 * count)
+            name, 1, [file] * count, seeds, *SIZE, "png", {"total": 1.0}, (), request.prompt, None, usage, told
         )
 
 
@@ -70,4 +74,4 @@ def fake_server(
         yield TestClient(make_app(HttpConfig(**own | config), link), base_url="http://127.0.0.1"), link
 
 
-__all__ = ["PROMPT", "SIZE", "FakeLink", "fake_server", "png"]
+__all__ = ["COMPUTED", "PROMPT", "SIZE", "FakeLink", "fake_server", "png"]

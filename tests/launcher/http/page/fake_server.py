@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 import launcher
-from tests.launcher.http.page.source.forms import read_form, size_of
+from tests.launcher.http.page.source.forms import read_form, size_of, told_of
 from tests.launcher.processes import PATIENCE_S
 
 PAGE = Path(launcher.__file__).parent / "http" / "page"
@@ -218,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         for index in range(n):
             if index:
                 self._wait_for_step()
-            result = {"timings": {"total": 1.25}, "warnings": self.fake.warnings} if index == n - 1 else {}
+            result = told_of(body, self.fake.warnings if index == n - 1 else None)
             self._event(
                 "completed",
                 b64_json=_image(body["prompt"], (width, height), body["output_format"]),

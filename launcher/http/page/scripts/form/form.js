@@ -7,7 +7,7 @@ import { SAMPLES } from "./samples.js";
 import { SizeChoice } from "./sizes.js";
 
 const NUMBERS = ["n", "seed", "steps", "guidance"];
-const MORE = ["steps", "guidance", "negative_prompt", "output_format"]; // what "More" hides until it is opened
+const MORE = ["steps", "guidance", "negative_prompt", "cache", "output_format"]; // what "More" hides until it is opened
 // names that the API also knows a parameter by
 const FIELD_OF = { num_images: "n", size: "width", num_inference_steps: "steps", guidance_scale: "guidance" };
 
@@ -61,7 +61,7 @@ export class Form {
     const isPictures = this.#sizes.isPictures; // where the server has been away for a while
     this.#sizes.offer(settings);
     this.#model = settings.model;
-    this.#defaults = { ...defaults, prompt: "", negative_prompt: "", output_format: output_formats[0], seed: "", loras: [] };
+    this.#defaults = { ...defaults, prompt: "", negative_prompt: "", cache: "off", output_format: output_formats[0], seed: "", loras: [] };
     const kept = readKept(settings);
     const prompt = element("prompt").value || (kept.prompt ?? ""); // what the user has typed by now stays
     this.#set({ ...this.#defaults, ...kept, prompt, loras: [] });
@@ -117,11 +117,12 @@ export class Form {
     this.#keep();
   }
 
-  #set({ prompt, negative_prompt, width, height, steps, guidance, seed, output_format, loras }) {
+  #set({ prompt, negative_prompt, width, height, steps, guidance, cache, seed, output_format, loras }) {
     element("prompt").value = prompt;
     element("negative_prompt").value = negative_prompt ?? "";
     element("steps").value = steps ?? "";
     element("guidance").value = guidance ?? "";
+    element("cache").value = cache ?? "off";
     element("seed").value = seed;
     element("output_format").value = output_format;
     this.#loras.choose(loras ?? []);
@@ -133,7 +134,7 @@ export class Form {
     const [width, height] = this.#sizes.chosen() ?? [number("width"), number("height")];
     const settings = { width, height, loras: this.#loras.read() ?? undefined };
     for (const name of ["steps", "guidance", "seed"]) settings[name] = number(name);
-    for (const name of ["prompt", "negative_prompt", "output_format"]) settings[name] = element(name).value;
+    for (const name of ["prompt", "negative_prompt", "cache", "output_format"]) settings[name] = element(name).value;
     return Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
   }
 
@@ -233,6 +234,7 @@ export class Form {
     if (start.image) start.image.sized = !isPictures;
     for (const name of NUMBERS) parameters[name] = number(name);
     parameters.negative_prompt = element("negative_prompt").value || undefined;
+    parameters.cache = element("cache").value === "off" ? undefined : element("cache").value;
     parameters.loras = loras.length ? loras : undefined;
     return parameters;
   }

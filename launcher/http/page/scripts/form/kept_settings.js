@@ -2,6 +2,7 @@
 
 const PREFIX = "krea2-settings/";
 const MAX_LORAS = 32;
+const CACHES = ["off", "quality", "fast"];
 
 const text = (most) => (value) => typeof value === "string" && value.length <= most;
 const whole = (low, high) => (value) => Number.isInteger(value) && value >= low && value <= high;
@@ -19,6 +20,7 @@ export function readKept({ model, limits, output_formats, max_lora_strength }) {
     steps: whole(1, limits.max_steps),
     guidance: within(0, limits.max_guidance),
     seed: whole(0, limits.max_seed),
+    cache: (value) => CACHES.includes(value),
     output_format: (value) => output_formats.includes(value),
     loras: (value) =>
       Array.isArray(value) &&

@@ -160,7 +160,7 @@ export class Job {
   }
 
   async #completed(event) {
-    const { index, seed, size, output_format: format, timings, warnings, request_id: requestId } = event;
+    const { index, seed, size, output_format: format, timings, computed, warnings, request_id: requestId } = event;
     if (this.#done.has(index)) return;
     this.#done.add(index);
     this.#warnings = warnings ?? [];
@@ -172,7 +172,9 @@ export class Job {
     if (image) Object.assign(parameters, { image: { ...image, file: undefined }, mask: mask && true });
     const start = image && { image, mask };
     const seconds = timings?.total;
-    await this.page.onPicture({ blob, format, parameters, start, seconds, warnings: this.#warnings, requestId });
+    const kept = computed && { block_evaluations: computed.block_evaluations, of: computed.of }; // not each step
+    const picture = { blob, format, parameters, start, seconds, computed: kept, warnings: this.#warnings, requestId };
+    await this.page.onPicture(picture);
   }
 
   #finish() {

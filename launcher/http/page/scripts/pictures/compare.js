@@ -10,6 +10,7 @@ const SETTINGS = [
   ["Size", ({ parameters }) => `${parameters.width} × ${parameters.height}`],
   ["Steps", ({ parameters }) => parameters.steps],
   ["Guidance", ({ parameters }) => parameters.guidance],
+  ["Step caching", ({ parameters }) => parameters.cache],
   ["Seed", ({ parameters }) => parameters.seed],
   ["LoRAs", ({ parameters }) => (parameters.loras ?? []).map(({ name, strength }) => `${name} ${strength}`).join(", ")],
   ["Started from", ({ parameters }) => startOf(parameters).join(", ")],

@@ -9,7 +9,7 @@ const MAX_PICTURES = 200;
 const element = (id) => document.getElementById(id);
 
 /**
- * A picture is {id, blob, format, parameters, seconds, warnings, requestId}; `url` and `tile` are added while it is shown. `start`
+ * A picture is {id, blob, format, parameters, seconds, computed, warnings, requestId}; `url` and `tile` are added while it is shown. `start`
  * {image, mask} is what it started from, for as long as the page is open.
  * `opening` resolves with the store; `actions` are open(picture), reuse(picture), vary(picture), startFrom(picture) and
  * compare(picture, picture, the button that was pressed for it).
@@ -37,10 +37,10 @@ export class Gallery {
     await this.load(); // older ones go first
     const last = this.pictures[0]?.id ?? 0;
     picture.id = Math.max(Date.now(), Math.floor(last) + 1) + Math.random(); // in order, and unlike another tab's
-    const { id, blob, format, parameters, seconds, warnings, requestId } = picture;
+    const { id, blob, format, parameters, seconds, computed, warnings, requestId } = picture;
     this.#show(picture);
     try {
-      await this.store.add({ id, blob, format, parameters, seconds, warnings, requestId });
+      await this.store.add({ id, blob, format, parameters, seconds, computed, warnings, requestId });
       await this.#forgetOldest();
     } catch (error) {
       this.#note(`This browser could not keep the last picture (${error.name}): download it if you like it.`);

@@ -1,7 +1,7 @@
 // One picture, as large as the window allows; arrow keys and swipes go to its neighbours.
 
 import { offerCopies } from "../jobs/snippets.js";
-import { fileName, maskName, settingsLine } from "../text.js";
+import { computedOf, fileName, maskName, settingsLine } from "../text.js";
 import { shortWarning, tell } from "../told.js";
 import { fit } from "./pixels.js";
 
@@ -61,11 +61,12 @@ export class Lightbox {
 
   #show(picture) {
     this.#picture = picture;
-    const { parameters, url, format, seconds, warnings } = picture;
+    const { parameters, url, format, seconds, computed, warnings } = picture;
     Object.assign(element("lightbox-image"), { src: url, alt: parameters.prompt });
     element("lightbox-prompt").textContent = parameters.prompt;
     const lines = [settingsLine(parameters)];
     if (parameters.negative_prompt) lines.push(`without: ${parameters.negative_prompt}`);
+    if (computed) lines.push(computedOf(computed));
     if (seconds) lines.push(`made in ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`);
     element("lightbox-settings").textContent = lines.join(" · ");
     if (warnings?.length) tell(element("lightbox-told"), shortWarning(warnings));

@@ -61,6 +61,7 @@ def test_settings_survive_a_reload_until_they_are_reset(page: Page, server: Fake
     page.get_by_text("More", exact=True).click()
     page.get_by_label("4:3").check()
     page.locator("#output_format").select_option("webp")
+    page.locator("#cache").select_option("fast")
     generate(page, seed="7", steps="3", guidance="1.5", negative_prompt="squares")
     expect(pictures(page)).to_have_count(1)
     server.loras = server.loras[1:]
@@ -72,7 +73,7 @@ def test_settings_survive_a_reload_until_they_are_reset(page: Page, server: Fake
     expect(pictures(page)).to_have_count(2)
     first, again = server.requests
     assert again == first | {"loras": [{"name": "ink", "strength": 0.5}]}
-    assert (again["width"], again["steps"], again["output_format"]) == (144, 3, "webp")
+    assert (again["width"], again["steps"], again["output_format"], again["cache"]) == (144, 3, "webp", "fast")
     server.settings = {"model": "another"}  # at the same address
     page.reload()
     expect(page.locator("#model")).to_have_text("another")
@@ -87,6 +88,7 @@ def test_settings_survive_a_reload_until_they_are_reset(page: Page, server: Fake
     page.get_by_role("button", name="Generate").click()
     expect(pictures(page)).to_have_count(3)
     assert (server.requests[2]["prompt"], server.requests[2]["steps"]) == (PROMPT, 4)
+    assert "cache" not in server.requests[2]
     assert page.evaluate(f"() => localStorage.getItem('{KEY}')") == json.dumps(
         {"prompt": PROMPT}, separators=(",", ":")
     )
@@ -97,7 +99,7 @@ def test_what_is_kept_is_not_trusted(page: Page, server: FakeServer) -> None:
     for kept in (
         "{",
         json.dumps({"steps": 5000, "guidance": "1", "seed": -1, "width": 128, "output_format": "exe", "prompt": 7}),
-        json.dumps({"width": 128, "height": 1e9, "loras": [{"name": "oil"}], "steps": 2.5, "n": 10}),
+        json.dumps({"width": 128, "height": 1e9, "loras": [{"name": "oil"}], "steps": 2.5, "cache": "x"}),
         json.dumps({"loras": {"length": 1}, "seed": 2**60, "negative_prompt": "x" * 20_000, "guidance": 21}),
     ):
         page.evaluate("([key, kept]) => localStorage.setItem(key, kept)", [KEY, kept])

@@ -80,6 +80,7 @@ def test_use_again_fills_the_form_and_vary_draws_with_another_seed(page: Page, s
     page.get_by_text("More", exact=True).click()
     page.get_by_label("16:9").check()
     page.locator("#output_format").select_option("webp")
+    page.locator("#cache").select_option("quality")
     generate(page, seed="7", n="2", steps="3", guidance="1.5", negative_prompt="squares")
     expect(pictures(page)).to_have_count(2)
     expect(page.locator(".job")).to_have_count(0)
@@ -87,6 +88,10 @@ def test_use_again_fills_the_form_and_vary_draws_with_another_seed(page: Page, s
     generate(page, "something else")
     expect(pictures(page)).to_have_count(3)
     again = pictures(page).filter(has_text="seed 8")
+    again.locator(".picture-open").click()
+    told = "quality\u00a0cache · seed\u00a08 · without: squares · computed 27 of 48 blocks (56 %) · made in 1.3 s"
+    expect(page.locator("#lightbox-settings")).to_contain_text(told)
+    page.keyboard.press("Escape")
     again.get_by_role("button", name="Use again").click()
     expect(page.get_by_label("Prompt", exact=True)).to_have_value(PROMPT)
     expect(page.get_by_label("16:9")).to_be_checked()

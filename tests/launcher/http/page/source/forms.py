@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 _FILES = ("image", "mask")
-_TEXTS = ("prompt", "negative_prompt", "output_format", "strength_steps", "reason", "contact", "request_id")
+_TEXTS = ("prompt", "negative_prompt", "output_format", "strength_steps", "cache", "reason", "contact", "request_id")
 
 
 def read_form(content_type: str, body: bytes) -> dict[str, Any]:
@@ -38,3 +38,10 @@ def size_of(body: dict[str, Any]) -> tuple[int, int]:
 def turned(file: bytes) -> Image.Image:
     """A picture as its EXIF says that it stands."""
     return ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+
+
+def told_of(body: dict[str, Any], warnings: list[str] | None) -> dict[str, Any]:
+    """What comes with an image. warnings: of the request, which come with its last one; None for another."""
+    told = {} if warnings is None else {"timings": {"total": 1.25}, "warnings": warnings}
+    computed = {"block_evaluations": 27, "of": 48, "blocks": 6, "steps": [[6, 6], [0, 6]]}
+    return told | ({"computed": computed} if "cache" in body else {})
