@@ -16,6 +16,7 @@ from engine.config.degrees import EXCHANGING, Degrees
 from engine.config.model_config import ModelConfig
 from engine.model.tiles import SMALLEST_TILE, divide, encoder_reach
 from engine.planning.work_division import UNEVEN, forward_passes
+from engine.step_cache.settings import StepCache
 
 # Tokens in one forward of the text encoder, which bounds what that allocates: one prompt of the greatest length, or
 # several short ones.
@@ -64,9 +65,12 @@ def step_bytes(config: ModelConfig, tokens: int, tp: int, bytes_per_element: int
     return tokens * rotations + rows * (residual + max(attention, swiglu)) + elsewhere
 
 
-def batch_bytes(config: ModelConfig, segments: Sequence[int], degrees: Degrees, bytes_per_element: int) -> int:
-    """Add up what one denoise step allocates on the rank that has the most to do. segments: each one's tokens."""
-    parts, ranks = forward_passes(config.transformer, segments, degrees)
+def batch_bytes(
+    config: ModelConfig, segments: Sequence[int], degrees: Degrees, bytes_per_element: int, *, together: bool = False
+) -> int:
+    """Add up what one denoise step allocates on the rank that has the most to do. segments: each one's tokens.
+    together: as in `forward_passes`."""
+    parts, ranks = forward_passes(config.transformer, segments, degrees, together=together)
     most = max(sum(segments[i] for i in part) for part in parts)
     return step_bytes(config, most, degrees.tp, bytes_per_element, sp=ranks)
 
@@ -80,6 +84,31 @@ def packed_bytes(config: ModelConfig, tokens: int, degrees: Degrees, bytes_per_e
         step_bytes(config, math.ceil(UNEVEN * tokens / cfg), tp, bytes_per_element, sp=sp),
         step_bytes(config, tokens, tp, bytes_per_element, sp=sp * cfg),
     )
+
+
+def cache_bytes(
+    config: ModelConfig,
+    cache: StepCache | None,
+    segments: Sequence[int],
+    image_tokens: int,
+    degrees: Degrees,
+    bytes_per_element: int,
+    *,
+    reuses_difference: bool = False,
+) -> int:
+    """Add up what each rank holds of an image for steps that are saved, and what its own steps take for that beside
+    `step_bytes`. segments: tokens of its halves. reuses_difference: outside its guidance window the last one counts."""
+    dit = config.transformer
+    velocity = image_tokens * dit.in_channels * _FLOAT32
+    size = 2 * velocity * reuses_difference  # one is kept, and another made
+    if cache is None:
+        return size
+    if cache.method == "velocity":  # those that are forecast from, and the next
+        return size + len(segments) * (cache.order + 2) * velocity
+    # What the first blocks added, and those after them in the last steps, all rows of it; in a step the next of both,
+    # the rows before and after the blocks, and, where ranks share rows, those of all of them.
+    kept, stepping = 2 + cache.order, 4 + 2 * (degrees.sp * degrees.cfg > 1)
+    return size + (kept + stepping) * sum(segments) * dit.hidden_size * bytes_per_element
 
 
 def decode_bytes(config: ModelConfig, width: int, height: int, bytes_per_element: int, most: int | None = None) -> int:

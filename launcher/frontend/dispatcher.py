@@ -14,10 +14,12 @@ from engine.config.model_config import ModelConfig
 from engine.errors import Krea2Error
 from engine.pictures.pixels import Pixels
 from engine.planning.step_memory import DecodeMemory
-from engine.scheduling.cost import CostModel, Work
+from engine.scheduling.cost import NO_WORK, CostModel, Work
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.step_work import StepWork
 from engine.scheduling.token_budget import TokenBudget
 from engine.step import Adapter, Job, Step
+from engine.step_cache.step_plan import WHOLE
 from launcher.frontend.warm_up import AfterWarmUp, WarmUp
 from launcher.logs import log_event
 from launcher.messages.configs import FrontendConfig
@@ -87,12 +89,13 @@ class Dispatcher:
     ) -> None:
         self._config, self._model = config, model
         self._events, self._after_warm_up = events, after_warm_up
-        self._costs, self._budget = CostModel(), TokenBudget()
+        blocks = model.transformer.num_layers
+        self._costs, self._budget = CostModel(blocks), TokenBudget()
         in_turn = config.engine.decodes_together and config.engine.vae_memory is None  # tiles are for rank 0 alone
         self.scheduler = Scheduler(
             self._budget.most, costs=self._costs, max_decoding=_MAX_DECODING, decodes_in_turn=in_turn
         )
-        self._segments: dict[int, tuple[int, ...]] = {}  # of each job that is queued or under way
+        self._work = StepWork(self._costs, blocks)
         self._pixels = HeldPixels()  # of their pictures
         self._adapter_bytes: dict[int, int] = {}  # of each rank, by adapter
         self._decoding: frozenset[int] = frozenset()  # at the last `check_decoder`
@@ -150,13 +153,21 @@ class Dispatcher:
     ) -> None:
         """Queue a job; `send_steps` sends what can be sent. pixels: of the picture that it begins from; for the others
         see `Scheduler.add`."""
-        self._segments[job.job_id] = segments
+        self._work.add(job, segments)
         self._pixels.add(job, pixels)
-        self.scheduler.add(job, segments=segments, request=request, priority=priority, now=arrived)
+        saves = job.cache is not None or job.guidance_window != WHOLE
+        self.scheduler.add(
+            job,
+            segments=segments,
+            request=request,
+            priority=priority,
+            now=arrived,
+            state_bytes=self.status.step_memory.cache_bytes(job, segments) if saves else 0,
+        )
 
     def cancel(self, job_id: int) -> None:
         """Leave a job out of every step that is not made yet."""
-        self._segments.pop(job_id, None)
+        self._work.forget(job_id)
         self._pixels.end(job_id)
         self.scheduler.cancel(job_id)
 
@@ -170,7 +181,9 @@ class Dispatcher:
         self._fit_budget()
 
     def _fit_budget(self) -> None:
-        self.scheduler.token_budget = self.status.step_memory.token_budget(self._budget.most)
+        memory = self.status.step_memory
+        self.scheduler.token_budget = memory.token_budget(self._budget.most)
+        self.scheduler.planned.room = memory.state_room(self.scheduler.token_budget)
 
     def send_steps(self) -> None:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""
@@ -184,7 +197,7 @@ class Dispatcher:
                 step = self._warm_up.next_step(self.scheduler.empty_step)
             if step is None:
                 return
-            work = Work.of(tokens for job_id in step.denoise for tokens in self._segments.get(job_id, ()))
+            work = self._work.sent(step)
             pixels = ChainMap(self._pixels.by_picture, self._warm_up.pixels)
             group.send(step, work, expected_s=self._expected_s(step, work), pixels=pixels)
 
@@ -201,7 +214,7 @@ class Dispatcher:
         group = self.supervisor.group
         images, before = group.outstanding.images, self._decoding
         if group.ready and not group.outstanding.steps and images & before:
-            group.send(self.scheduler.empty_step(), Work(0, 0))
+            group.send(self.scheduler.empty_step(), NO_WORK)
         self._decoding = images
 
     # ---- what becomes of the ranks: see `RankEvents`
@@ -222,7 +235,7 @@ class Dispatcher:
 
     def step_done(self, done: DoneStep) -> None:
         self.send_steps()  # before anything else, so that the ranks have work
-        step, times, work = done.step, done.times, done.work
+        step, times, did = done.step, done.times, self._work.done(done.step, done.times)
         if times.encoded_tokens and not times.one_by_one:
             self._costs.correct_encode(times.encoded_tokens, times.encode_s)
         if times.encoded_pixels and not times.one_by_one:
@@ -235,20 +248,20 @@ class Dispatcher:
         for adapter_id in step.unload:
             del self._adapter_bytes[adapter_id]
         if times.one_by_one:
-            self._budget.ran_out(len(step.denoise), work.tokens)
-        elif work.tokens and self._segments.keys() >= set(step.denoise):  # one that had failed did nothing
-            self._costs.correct(work, times.denoise_s)
+            self._budget.ran_out(did.images, done.work.tokens)
+        elif did.work.tokens and self._work.knows(step.denoise):  # one that had failed did nothing
+            self._costs.correct(did.work, times.denoise_s)
             self._budget.had_memory()
         self._fit_budget()
         if times.one_by_one:
             log_event(
                 "out of memory",
                 level="warning",
-                step_tokens=work.tokens,
-                images=len(step.denoise),
+                step_tokens=done.work.tokens,
+                images=did.images,
                 token_budget=self.scheduler.token_budget,
             )
-        self._events.step_done(done)
+        self._events.step_done(replace(done, did=did))
 
     def _learn_from_warm_up(self) -> None:
         if self._warm_up.budget is not None:
@@ -271,6 +284,7 @@ class Dispatcher:
     def ranks_lost(self, error: Krea2Error) -> bool:
         self._warm_up.end()  # what it may still have found is not worth another loss
         self._adapter_bytes.clear()
+        self._work.start_over()
         return self._events.ranks_lost(error)
 
     def ranks_given_up(self, error: Krea2Error) -> None:

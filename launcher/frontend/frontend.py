@@ -267,7 +267,7 @@ class Frontend:
         self._requests.step_sent(step)
 
     def step_done(self, done: DoneStep) -> None:
-        self._metrics.count_step(done.times, done.work.tokens, len(done.step.encode))
+        self._metrics.count_step(done)
         self._loras.step_done(done.step)
         self._requests.step_done(done)
 

@@ -11,6 +11,7 @@ import engine
 from engine.config.engine_config import EngineConfig
 from engine.pictures.pixels import Pixels
 from engine.scheduling.cost import Work
+from engine.scheduling.step_work import DoneWork
 from engine.step import BuiltPlan, Picture, Step, StepTimes
 from launcher.messages.client_messages import Message
 
@@ -168,8 +169,9 @@ decode_report = msgspec.msgpack.Decoder(Report).decode
 
 @dataclass(frozen=True)
 class DoneStep:
-    """A step that all ranks have executed. times: the slowest rank's. sent: when it was, and behind: whether ranks were
-    still busy with another then. by_rank: when each rank was heard, and its times; both as `time.monotonic` has it."""
+    """A step that all ranks have executed. times: the slowest rank's. work: at most. sent: when it was, and behind:
+    whether ranks were still busy with another then. by_rank: when each rank was heard, and its times; both as
+    `time.monotonic` has it. did: what of its work was done; None while nobody has reckoned that."""
 
     step: Step
     times: StepTimes
@@ -177,6 +179,7 @@ class DoneStep:
     sent: float
     behind: bool
     by_rank: dict[int, tuple[float, StepTimes]]
+    did: DoneWork | None = None
 
 
 # ---- where they meet

@@ -13,13 +13,20 @@ from engine.lora.files import AdapterFile
 from engine.planning.step_memory import (
     DecodeMemory,
     batch_bytes,
+    cache_bytes,
     decode_bytes,
     encode_bytes,
     packed_bytes,
     picture_encode_bytes,
 )
+from engine.planning.work_division import shares_all_tokens
+from engine.scheduling.planned_jobs import StateRoom
+from engine.step import Job
+from engine.step_cache.step_plan import WHOLE
 from launcher.requests.check import CheckedRequest
 from launcher.requests.plan import Plan
+
+_MANY = 100_000  # tokens of a step, with which bytes grow almost in proportion
 
 
 @dataclass(frozen=True)
@@ -45,15 +52,17 @@ class RankMemory:
         """Take `size` bytes of every rank. Returns what is left."""
         return self if self.free is None else replace(self, free=tuple(available - size for available in self.free))
 
-    def needed(self, segments: Sequence[int], size: tuple[int, int], *, pictured: bool = False) -> list[int]:
+    def needed(
+        self, segments: Sequence[int], size: tuple[int, int], *, pictured: bool = False, together: bool = False
+    ) -> list[int]:
         """Reckon the bytes by rank of an image alone, from its segments' tokens, and its width and height in pixels.
-        pictured: it begins from a picture.
+        pictured: it begins from a picture. together: as in `forward_passes`.
 
         Rank 0 may decode images while the next step runs, the others help it between two steps. Pictures are encoded
         before a step denoises, by the ranks that decode.
         """
         stepping = max(
-            batch_bytes(self.model, segments, self.engine.degrees, self.bytes_per_element),
+            batch_bytes(self.model, segments, self.engine.degrees, self.bytes_per_element, together=together),
             encode_bytes(self.model, self.engine.tp, self.bytes_per_element),
         )
         decoding, element, limit = self._decoding(size), self.decode.bytes_per_element, self.decode.limit
@@ -69,29 +78,57 @@ class RankMemory:
         """Raise `ArgumentError` if an image of the request, alone, needs more than some rank has free."""
         if self.free is None:
             return
-        size = checked.width, checked.height
-        needed = self.needed(plan.segments, size, pictured=checked.picture is not None)
+        size, pictured, held = (checked.width, checked.height), checked.picture is not None, 0
+        if checked.steps:
+            held = self.cache_bytes(checked, plan.segments)
+        needed = self.needed(plan.segments, size, pictured=pictured, together=shares_all_tokens(checked.cache))
+        uncached = self.needed(plan.segments, size, pictured=pictured)
         alone = self.needed(plan.segments, size)
-        for rank, (available, wanted, without) in enumerate(zip(self.free, needed, alone, strict=True)):
-            if wanted > available:
-                parameter, what = "width", f"width × height {size[0]} × {size[1]}"
-                if without <= available:
-                    parameter, what = "image", f"image, to be encoded as {size[0]} × {size[1]},"
-                has = f"rank {rank}, which has {available / 1e9:.1f} GB free"
-                advice = "" if checked.picture is None else ": give a smaller size"
-                raise ArgumentError(f"{what} needs about {wanted / 1e9:.1f} GB on {has}{advice}", parameter=parameter)
+        for rank, available in enumerate(self.free):
+            wanted = needed[rank] + held
+            if wanted <= available:
+                continue
+            parameter, what = "width", f"width × height {size[0]} × {size[1]}"
+            advice = ": give a smaller size" if pictured else ""
+            if uncached[rank] <= available:
+                parameter, what = "cache", f"cache, for an image of {size[0]} × {size[1]},"
+                advice = ": take method velocity, or a smaller size"
+            elif alone[rank] <= available:
+                parameter, what = "image", f"image, to be encoded as {size[0]} × {size[1]},"
+            has = f"rank {rank}, which has {available / 1e9:.1f} GB free"
+            raise ArgumentError(f"{what} needs about {wanted / 1e9:.1f} GB on {has}{advice}", parameter=parameter)
+
+    def cache_bytes(self, image: Job | CheckedRequest, segments: Sequence[int]) -> int:
+        """Reckon the bytes of each rank that an image takes for its steps that are saved. segments: in tokens."""
+        reuses = image.guidance_outside == "last" and image.guidance_window != WHOLE and len(segments) > 1
+        tokens, degrees = self.model.image_tokens(image.width, image.height), self.engine.degrees
+        return cache_bytes(
+            self.model, image.cache, segments, tokens, degrees, self.bytes_per_element, reuses_difference=reuses
+        )
+
+    def state_room(self, token_budget: int) -> StateRoom | None:
+        """Reckon the bytes of each rank that images may take for their saved steps beside a step of so many tokens and
+        an image that is decoded; None where that is not known."""
+        if self.free is None:
+            return None
+        step = packed_bytes(self.model, token_budget, self.engine.degrees, self.bytes_per_element)
+        room = min(self.free) - self._decoding(self._default_size) - step
+        return StateRoom(max(0, room), self._bytes_of_many / _MANY)
 
     def token_budget(self, most: int) -> int:
         """Reckon the tokens of a step, at most `most`, that all ranks have memory for while an image is decoded."""
         if self.free is None:
             return most
-        many = 100_000  # tokens, with which bytes grow almost in proportion
-        for_many = packed_bytes(self.model, many, self.engine.degrees, self.bytes_per_element)
-        return max(1, min(most, (min(self.free) - self._decoding(self._default_size)) * many // for_many))
+        room = min(self.free) - self._decoding(self._default_size)
+        return max(1, min(most, room * _MANY // self._bytes_of_many))
 
     def lora_bytes(self, opened: AdapterFile) -> int:
         """Reckon the bytes of each rank that a LoRA takes once it is loaded."""
         return opened.bytes_on_rank(self.engine.tp, self.bytes_per_element)
+
+    @property
+    def _bytes_of_many(self) -> int:
+        return packed_bytes(self.model, _MANY, self.engine.degrees, self.bytes_per_element)
 
     @property
     def _default_size(self) -> tuple[int, int]:

@@ -12,10 +12,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from engine.step import StepTimes
+from engine.scheduling.cost import Work
+from engine.scheduling.step_work import DoneWork
+from engine.step import Picture, Step, StepTimes
 from launcher.frontend.delivery import metrics as frontend_metrics
 from launcher.frontend.delivery.metrics import Metrics
 from launcher.http.workers.metrics import HttpMetrics
+from launcher.messages.rank_messages import DoneStep
 from launcher.ray.replaying.counts import Counts
 from launcher.requests.timings import STAGES
 from tests.deploy.conftest import CHART, ROOT, Render
@@ -32,7 +35,9 @@ def samples() -> dict[str, set[str]]:
     front_end, http, ingress = Metrics(), HttpMetrics(), Counts()
     front_end.count_outcome("done", "anonymous")
     front_end.count_stages(dict.fromkeys(STAGES, 1.0))
-    front_end.count_step(StepTimes(encode_s=1.0, denoise_s=1.0, encoded_tokens=1), tokens=1, pictures=1)
+    step = Step(number=0, encode=(Picture(0, 64, 64),))
+    times, did = StepTimes(encode_s=1.0, denoise_s=1.0, encoded_tokens=1), DoneWork(Work.of([1]), 1, blocks=4, saved=2)
+    front_end.count_step(DoneStep(step, times, Work.of([1]), sent=0.0, behind=False, by_rank={}, did=did))
     front_end.gpu_errors.labels(0, 79).inc()
     front_end.quarantined.labels(0).set(1)
     front_end.held_previews.labels("blocked").inc()

@@ -8,7 +8,7 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
-from engine.step import StepTimes
+from launcher.messages.rank_messages import DoneStep
 from launcher.requests.timings import STAGES
 
 _STEP_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
@@ -67,12 +67,15 @@ class Metrics:
         parts = "Seconds that the slowest rank spent in the parts of a step"
         self._step_s = histogram("krea2_step_seconds", parts, ["part"], buckets=_STEP_S)
         self._step_tokens = histogram("krea2_step_tokens", "Packed tokens of a denoise step", buckets=_TOKENS)
+        blocks = "Blocks that were run for the prompt or negative prompt of an image in a step, or were saved"
+        self._blocks = counter("krea2_step_blocks", blocks, ["kind"])
         self._gauges = {
             name: Gauge(f"krea2_{name}", text, labels, registry=self._registry) for name, text, *labels in _GAUGES
         }
 
-    def count_step(self, times: StepTimes, tokens: int, pictures: int) -> None:
-        """Count a step that denoised `tokens` packed tokens, or none, and encoded so many pictures."""
+    def count_step(self, done: DoneStep) -> None:
+        """Count a step that all ranks have executed."""
+        times, tokens, pictures = done.times, done.work.tokens, len(done.step.encode)
         if times.one_by_one:
             self._too_large.inc()
         if times.encoded_tokens:
@@ -83,6 +86,9 @@ class Metrics:
         if tokens:
             self._step_s.labels("denoise").observe(times.denoise_s)
             self._step_tokens.observe(tokens)
+        if done.did is not None:
+            self._blocks.labels("computed").inc(done.did.blocks)
+            self._blocks.labels("saved").inc(done.did.saved)
 
     def count_outcome(self, outcome: str, caller: str) -> None:
         """Count a request that has ended or was refused: `done`, or the code of its error. caller: the name of its key.

@@ -27,14 +27,14 @@ class Floors:
     reach: dict[int, Reach] = field(default_factory=dict)  # by rank
 
     def denoise_s(self, rank: int, work: Work) -> float | None:
-        """Of a step: its blocks' matrix products and attention, or the reading of their weights."""
+        """Of a step: the matrix products and attention of the blocks that it ran, or the reading of their weights."""
         reach, config, ranks = self._known(rank), self.model.transformer, self.engine.ranks
-        if reach is None:
+        if reach is None or not work.tokens:
             return None
         products = 2.0 * block_parameters(config) * work.tokens / ranks
         attention = attention_flops_of_pairs(config, work.pairs) / ranks
         computing_s = products / reach.block_flops + attention / reach.attention_flops
-        return max(computing_s, reach.block_bytes / reach.memory_bytes)
+        return max(computing_s, work.passes * reach.block_bytes / reach.memory_bytes)
 
     def encode_s(self, rank: int, tokens: int) -> float | None:
         """Of prompts of so many tokens: the text encoder's matrix products, or the reading of their weights."""

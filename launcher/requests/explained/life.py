@@ -13,6 +13,7 @@ from typing import Any
 
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
+from engine.scheduling.step_work import DoneWork
 from engine.step import Picture, StepTimes
 from launcher.explanation import Explanation, Stage, add_up, timeline
 from launcher.messages.rank_messages import DoneStep
@@ -245,6 +246,7 @@ class Life:
         if not self._checked.steps:
             self._stages.append(self._stage("denoise_queue", denoise, end))
         elif told.images:
+            did = told.done.did or DoneWork(told.done.work)
             self._stages.append(
                 self._stage(
                     "denoise",
@@ -255,8 +257,8 @@ class Life:
                     steps=told.steps,
                     others=len(set(told.done.step.denoise) - own),
                     tokens=told.done.work.tokens,
-                    floor_s=self._floors.denoise_s(rank, told.done.work),
-                    how="one by one" if times.one_by_one else "graph" if times.graph else "",
+                    floor_s=self._floors.denoise_s(rank, did.work),
+                    how="one by one" if times.one_by_one else "graph" if times.graph else _saved(did),
                 )
             )
         return found if told.starts else denoise
@@ -280,6 +282,11 @@ class Life:
         return Stage(
             name=name, begin_s=begin - self._came, end_s=max(begin, end) - self._came, attempt=self._attempt, **fields
         )
+
+
+def _saved(did: DoneWork) -> str:
+    """Say how much of a step was saved, of all its images."""
+    return f"{did.blocks} of {did.blocks + did.saved} blocks" if did.saved else ""
 
 
 def _kept(asked: int, encoded: int) -> str:

@@ -10,6 +10,7 @@ from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.pictures.pixels import Pixels
 from engine.scheduling.cost import Work
+from engine.scheduling.step_work import DoneWork
 from engine.step import Picture, Step, StepTimes
 from launcher.client.explanation import ResultExplanation
 from launcher.client.trace import trace_events
@@ -61,6 +62,7 @@ class Story:
         behind: bool = False,
         decode: tuple[int, ...] = (),
         encode: tuple[Picture | None, ...] = (),
+        did: DoneWork | None = None,
     ) -> None:
         other_jobs = tuple(range(OTHER, OTHER + others))
         denoised = () if any(self.plan.jobs[job].steps == 0 for job in jobs) else jobs
@@ -70,7 +72,7 @@ class Story:
         tokens = 72 * (len(jobs) + others)
         times = by_rank[0][1]
         self.life.stepped(
-            [*jobs], DoneStep(step, times, Work(tokens, 72 * tokens), sent, behind, dict(enumerate(by_rank)))
+            [*jobs], DoneStep(step, times, Work(tokens, 72 * tokens), sent, behind, dict(enumerate(by_rank)), did)
         )
 
     def explain(self) -> Explanation:

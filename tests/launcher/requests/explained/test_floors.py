@@ -10,7 +10,7 @@ from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import EngineConfig
 from engine.config.model_config import ModelConfig
 from engine.planning.floor import block_parameters, decode_flops, text_encoder_parameters
-from engine.scheduling.cost import Work
+from engine.scheduling.cost import NO_WORK, Work
 from engine.step import Reach
 from launcher.requests.explained.floors import Floors
 
@@ -27,6 +27,12 @@ def test_a_step_takes_its_products_and_attention_or_the_reading_of_its_weights()
     assert floors.denoise_s(0, many) == pytest.approx(products + attention)
     assert floors.denoise_s(0, few) == 4e-3
     assert floors.denoise_s(1, few) is None
+
+
+def test_a_step_that_runs_part_of_the_blocks_reads_that_part_of_their_weights() -> None:
+    floors = Floors(DEMO, EngineConfig(), {0: REACH})
+    assert floors.denoise_s(0, Work(1, 1, 0.5)) == pytest.approx(2e-3)
+    assert floors.denoise_s(0, NO_WORK) is None
 
 
 def test_prompts_take_the_layers_that_are_needed_of_the_ranks_that_share_them() -> None:

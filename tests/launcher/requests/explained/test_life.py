@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.scheduling.cost import NO_WORK, Work
+from engine.scheduling.step_work import DoneWork
 from engine.step import Reach, StepTimes
 from launcher.client.explanation import ResultExplanation
 from tests.launcher.requests.explained.story import OTHER, TOKENS, Story, of, parts, when
@@ -52,6 +54,20 @@ def test_a_step_that_is_heard_of_late_ended_when_the_next_or_the_decoding_began(
     story.life.decoded(0, 1.0, 15.5)
     story.life.written(0, 15.5, 17.0)
     assert when(of(story.explain(), "denoise", 0)) == [(2.5, 3.5), (3.5, 4.5)]
+
+
+def test_steps_that_are_saved_have_the_least_time_of_the_blocks_that_ran() -> None:
+    story, reach = Story(steps=3), Reach("gpu", "measured", 1e9, 1e9, 1e9, 1e9, 1e9, block_bytes=10**9)
+    story.life.begin(11.0)
+    times = StepTimes(0.0, 1.0)
+    story.step(0, (13.0, replace(times, reach=reach)), sent=11.0, starts=(0,))
+    story.step(1, (13.5, replace(times, denoise_s=0.4)), sent=13.0, did=DoneWork(Work(12, 12 * 72, 1 / 6), 1, 1, 5))
+    story.step(2, (13.6, replace(times, denoise_s=0.1)), sent=13.5, did=DoneWork(NO_WORK, 0, 0, 6))
+    story.life.decoded(0, 1.0, 15.0)
+    story.life.written(0, 15.0, 15.0)
+    denoised = of(story.explain(), "denoise", 0)
+    assert [stage.floor_s for stage in denoised] == [1.0, pytest.approx(1 / 6), None]
+    assert [stage.how for stage in denoised] == ["", "1 of 6 blocks", "0 of 6 blocks"]
 
 
 def test_a_step_that_is_told_of_late_ended_when_its_rank_says() -> None:
