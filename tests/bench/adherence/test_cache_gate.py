@@ -22,7 +22,7 @@ from tests.oracle import Request
 
 SAVES = {"quality": 1.6, "fast": 2.3}  # times fewer blocks
 LIKE = {"quality": 45.0, "fast": 35.0}  # decibels, of every picture
-GATED = "fast, guided until 0.5"
+GATED = "fast, guided until 0.7"
 RAW, EVALUATIONS = DEMO_CHECKPOINTS["demo-raw"], 480  # 6 blocks in 40 steps of two halves
 
 
