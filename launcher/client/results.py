@@ -147,6 +147,8 @@ class Result:
     def told(self, warnings: tuple[str, ...] = ()) -> dict[str, object]:
         """What the server told of the whole request, by name; warnings: besides its own."""
         told: dict[str, object] = {"timings": self.timings, "warnings": self.warnings + warnings}
+        if self.made_for is not None:
+            told["made_for"] = msgspec.structs.asdict(self.made_for)
         return told if self.explanation is None else {**told, "explanation": self.explanation.told}
 
     def __repr__(self) -> str:

@@ -102,6 +102,14 @@ def statuses(*errors: int) -> Responses:
 ENGINE_ERRORS = (503,)  # of a route that asks the engine
 DRAWING_ERRORS = (404, 422, 429, 503, 504)  # of a route that draws
 TEXT = {"type": "string"}
+MADE_FOR: Schema = object_schema(
+    {
+        "steps": or_null(integer("Denoise steps.", 4)),
+        "sigmas": or_null(many({"type": "number", "examples": [1.0]}, "The noise level of each, before mu shifts it.")),
+        "mu": or_null(number("The shift of the schedule.", 0.0)),
+        "guidance": or_null(number("On Krea's scale: 0 is off.", 0.0)),
+    }
+)
 # What an answer with images says, besides them.
 DRAWN: dict[str, Schema] = {
     "created": integer("When, in seconds since 1970.", 1_790_000_000),
@@ -112,7 +120,9 @@ DRAWN: dict[str, Schema] = {
     "timings": numbers("Seconds, by what the request did or waited for.", {"queue": 0.1, "total": 2.5}),
     "warnings": many(TEXT, "What was done otherwise than one may have expected, in sentences."),
     "explanation": {"type": "object", "description": "Where the time went, if the request asked for it."},
+    "made_for": MADE_FOR | {"description": "What LoRAs have decided, if the request did not say it."},
 }
+SOMETIMES = ("explanation", "made_for")  # of it
 _KINDS = ("invalid_request_error", "rate_limit_error", "server_error", "image_generation_user_error")
 ERROR = object_schema(
     {

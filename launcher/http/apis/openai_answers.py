@@ -19,6 +19,7 @@ from launcher.http.answers.event_stream import write_event
 from launcher.http.answers.schemas import (
     DRAWING_ERRORS,
     DRAWN,
+    SOMETIMES,
     TEXT,
     Responses,
     Schema,
@@ -66,7 +67,7 @@ _IMAGES = object_schema(
         "background": constant("opaque", "Images have no transparent parts."),
         "usage": _USAGE | {"description": "How many tokens of text and image it took."},
     },
-    optional=("explanation",),
+    optional=SOMETIMES,
 )
 
 

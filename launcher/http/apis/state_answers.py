@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launcher.http.answers.schemas import (
     ENGINE_ERRORS,
+    MADE_FOR,
     TEXT,
     Responses,
     Schema,
@@ -120,15 +121,7 @@ METRICS: Responses = {200: {"description": "The metrics.", "content": {"text/pla
 _OF_FILE = {
     "left_out": or_null(text("What of its file was not read, if anything.", "2 of 530 keys")),
     "made_for": or_null(
-        object_schema(
-            {
-                "steps": or_null(integer("Denoise steps.", 4)),
-                "sigmas": or_null(many({"type": "number"}, "The noise level of each, before mu shifts it.")),
-                "mu": or_null(number("The shift of the schedule.", 0.0)),
-                "guidance": or_null(number("On Krea's scale: 0 is off.", 0.0)),
-            }
-        )
-        | {"description": "What its file says that it needs, which requests get that name no steps, sigmas or mu."}
+        MADE_FOR | {"description": "The steps that its file says it needs, for requests that say none."}
     ),
 }
 _LORA = object_schema(

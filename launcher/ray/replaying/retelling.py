@@ -51,7 +51,7 @@ def routing_key(request: Generate) -> str | None:
 
 def work_of(request: Generate, usual: Usual) -> float:
     """How much there is to do, in denoise steps times pixels, two for each with guidance."""
-    steps = usual.steps if request.steps is None else request.steps
+    steps = len(request.sigmas) or (usual.steps if request.steps is None else request.steps)
     pixels = (request.width or usual.width) * (request.height or usual.height)
     guidance = usual.guidance if request.guidance is None else request.guidance
     return float(max(1, request.num_images * steps * pixels * (2 if guidance else 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import time
+from dataclasses import replace
 
 import msgspec
 
@@ -14,6 +15,8 @@ from launcher.http.answers.computed import of_all
 from launcher.http.answers.drawing import Drawing
 from launcher.http.apis.automatic1111.body import Txt2ImgBody
 from launcher.http.apis.automatic1111.meaning import SAMPLER, SCHEDULER
+from launcher.messages.message_parts import MadeFor
+from launcher.requests.check import CheckedRequest
 from launcher.requests.infotext import infotext
 
 VERSION = f"krea2-engine {engine.__version__}"
@@ -23,10 +26,11 @@ def answer(
     body: Txt2ImgBody, drawing: Drawing, result: Result, warnings: list[str], model_name: str
 ) -> dict[str, object]:
     """Put a result into the object that A1111 answers. warnings: besides the result's own and the drawing's."""
-    checked, count = drawing.checked, len(result.seeds)
+    count = len(result.seeds)
+    checked = _with_schedule(drawing.checked, result.made_for)
     told = result.told((*drawing.warnings, *warnings))
     prompt, negative = body.prompt or "", body.negative_prompt or ""
-    texts = [_text_of(file, drawing, seed) for file, seed in zip(result.files, result.seeds, strict=True)]
+    texts = [_text_of(file, checked, seed) for file, seed in zip(result.files, result.seeds, strict=True)]
     model_hash = re.search(r"^Steps: .*\bModel hash: (\w+)", texts[0], re.MULTILINE)
     info = {
         "prompt": prompt,
@@ -75,7 +79,15 @@ def answer(
     }
 
 
-def _text_of(file: bytes, drawing: Drawing, seed: int) -> str:
+def _with_schedule(checked: CheckedRequest, made_for: MadeFor | None) -> CheckedRequest:
+    """Give a request the steps and the guidance that LoRAs have decided, which only the engine knows."""
+    if made_for is None:
+        return checked
+    said = {name: value for name, value in msgspec.structs.asdict(made_for).items() if value is not None}
+    return replace(checked, **said, asked_steps=made_for.steps or checked.asked_steps)
+
+
+def _text_of(file: bytes, checked: CheckedRequest, seed: int) -> str:
     """A1111's text: that of the file, or of one that has none what would be in it, without the model and its hashes."""
     if file.startswith(b"\x89PNG"):
         text = _png_text(file)
@@ -83,9 +95,9 @@ def _text_of(file: bytes, drawing: Drawing, seed: int) -> str:
         text = _exif_of(file).partition(b"UNICODE\0")[2].decode("utf-16-be")
     if text:
         return text
-    names = ("prompt", "negative_prompt", "steps", "guidance", "mu", "width", "height")
-    made = {name: getattr(drawing.checked, name) for name in names}
-    loras = [{"name": name, "strength": strength} for name, strength in drawing.checked.loras]
+    names = ("prompt", "negative_prompt", "steps", "guidance", "mu", "sigmas", "width", "height")
+    made = {name: getattr(checked, name) for name in names}
+    loras = [{"name": name, "strength": strength} for name, strength in checked.loras]
     return infotext(made | {"seed": seed, "loras": loras, "version": VERSION})
 
 

@@ -66,6 +66,10 @@ def _read_cache(value: Any) -> Any:
     return None if value is None else READERS["cache"]("cache", value)
 
 
+def _read_sigmas(value: Any) -> Any:
+    return None if value is None else READERS["sigmas"]("sigmas", value)
+
+
 class Txt2ImgBody(BaseModel, extra="allow", allow_inf_nan=False, json_schema_extra=_describe_ignored):
     """The body of `POST /sdapi/v1/txt2img`; what is null, empty or left out is the checkpoint's or server's default.\f
     A flat record, since A1111's body is one. FastAPI describes it up to the form feed.
@@ -120,6 +124,12 @@ class Txt2ImgBody(BaseModel, extra="allow", allow_inf_nan=False, json_schema_ext
         None, description="The quality of JPEG and WebP files, of which 100 is the best. Default: 95 and 90."
     )
     mu: float | None = Field(None, description="The shift of the schedule. Default: the checkpoint's own.")
+    sigmas: Annotated[tuple[float, ...] | None, BeforeValidator(_read_sigmas)] = Field(
+        None,
+        description="The noise level at which each step begins, in place of steps: falling, from at most 1. A mu of 0 "
+        "leaves them as they are. Default: evenly spaced ones.",
+        examples=[[1.0, 0.75, 0.5, 0.25]],
+    )
     cache: Annotated[Cache, BeforeValidator(_read_cache)] = Field(
         None, description="Which steps are saved: off, quality, fast, or an object that says how. Default: off."
     )

@@ -17,12 +17,10 @@ from launcher.requests.usual_sizes import own_size
 
 SAMPLER, SCHEDULER = "Euler", "Automatic"
 HABITUAL_CFG = 7.0  # what clients send where their user chose nothing
-_AS_SENT = {"seed", "steps", "output_format", "output_compression", "mu", "priority", "timeout_s", "explain"} | {
-    "cache",
-    "guidance_from",
-    "guidance_until",
-    "guidance_outside",
-}
+_AS_SENT = {
+    "seed", "steps", "output_format", "output_compression", "mu", "sigmas", "priority", "timeout_s", "explain", "cache",
+    "guidance_from", "guidance_until", "guidance_outside",
+}  # fmt: skip
 _EULER = ("euler", "k_euler", "flow-match euler")
 _OWN_SCHEDULE = ("automatic", "use same scheduler", "none")
 # Values of settings that change nothing.

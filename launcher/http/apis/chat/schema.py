@@ -8,6 +8,7 @@ from launcher.http.answers.computed import COMPUTED_OF_ALL
 from launcher.http.answers.schemas import (
     DRAWING_ERRORS,
     DRAWN,
+    SOMETIMES,
     TEXT,
     answer,
     constant,
@@ -65,7 +66,7 @@ _COMPLETION = object_schema(
         "usage": _USAGE | {"description": "How many tokens of text and image it took."},
         "computed": COMPUTED_OF_ALL,
     },
-    optional=("explanation", "computed"),
+    optional=(*SOMETIMES, "computed"),
 )
 _CHUNKS = object_schema({"event": TEXT, "data": TEXT}) | {
     "description": "With stream: server-sent events, of a chat.completion.chunk each, with images in pieces, or of an "

@@ -61,7 +61,8 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
                 assert settings["loras"] == [{"name": "Ink é", "strength": -0.75}]
                 (job,) = (job for step in fakes.ranks[0].steps for job in step.start)
                 assert job.loras == ((0, -0.75),)
-                await ours.images.generate(prompt=PROMPT, extra_body={"loras": ["Ink é"]})
+                answer = await ours.images.generate(prompt=PROMPT, extra_body={"loras": ["Ink é"]})
+                assert (answer.model_extra or {})["made_for"] == described["made_for"]
                 *_, job = (job for step in fakes.ranks[0].steps for job in step.start)
                 assert (job.loras, job.steps, job.mu) == (((0, 0.5),), 3, 0.0)
                 await ours.images.generate(prompt=PROMPT, extra_body={"loras": ["Ink é"], "sigmas": [1, "0.5", 0]})
@@ -72,6 +73,13 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
                 with pytest.raises(openai.BadRequestError, match="among the loaded ones") as refusal:
                     await ours.images.generate(prompt=PROMPT, extra_body={"loras": [{"name": "Oil"}]})
                 assert (refusal.value.param, refusal.value.code) == ("loras", "invalid_parameter")
+            drawn = await client.post("/sdapi/v1/txt2img", json={"prompt": f"{PROMPT} <lora:Ink é:1>"})
+            info = json.loads(drawn.json()["info"])
+            assert (info["steps"], info["made_for"]) == (3, described["made_for"])
+            assert "\nSteps: 3, " in info["infotexts"][0]
+            await client.post("/sdapi/v1/txt2img", json={"prompt": PROMPT, "sigmas": [1, 0.5], "mu": 0})
+            *_, job = (job for step in fakes.ranks[0].steps for job in step.start)
+            assert (job.steps, job.sigmas, job.mu) == (2, (1.0, 0.5), 0.0)
             for _ in range(2):
                 gone = await client.delete(f"{LORAS}/Ink%20%C3%A9")
             assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
