@@ -95,7 +95,7 @@ def test_velocities_of_a_packed_batch_equal_diffusers_one_by_one(turbo: Path, tp
             assert relative_error(ours, theirs) <= TOLERANCE
 
 
-@pytest.mark.parametrize("mode", [{}, {"tp": 2}, {"sp": 2}], ids=str)
+@pytest.mark.parametrize("mode", [{}, *(pytest.param({m: 2}, marks=pytest.mark.slow) for m in ("tp", "sp"))], ids=str)
 def test_blocks_in_parts_are_the_same_to_the_last_bit(turbo: Path, mode: dict[str, int]) -> None:
     """With and without norming the rows again in between."""
 

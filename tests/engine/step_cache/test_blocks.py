@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -59,12 +60,11 @@ def run_watched(rank_groups: RankGroups, jobs: Sequence[Job], **options: Any) ->
 @pytest.mark.parametrize(
     ("cache", "guidance"),
     [
-        pytest.param(CACHE, 2.0, id="order 1"),
-        pytest.param(replace(CACHE, first_blocks=2, last_blocks=1, warmup_steps=0), 0.0, id="2 first, 1 last"),
+        (CACHE, 2.0),
         *(
             pytest.param(cache, guidance, marks=pytest.mark.slow)
             for cache in (
-                CACHE,
+                replace(CACHE, warmup_steps=1),
                 replace(CACHE, order=0, max_consecutive=100),
                 replace(CACHE, first_blocks=2, last_blocks=1, warmup_steps=0),
                 replace(CACHE, max_cached=2, max_consecutive=1),
@@ -141,6 +141,53 @@ def test_images_of_a_mixed_batch_are_those_of_each_alone(
         assert together.blocks.get(index) == by_itself.blocks.get(index)
         tolerance = MODE_TOLERANCE if mode else BATCH_TOLERANCE
         assert relative_error(together.latents[index], by_itself.latents[0]) <= tolerance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mode", [{}, {"tp": 2}, {"sp": 2}, {"tp": 2, "sp": 2}, {"sp": 2, "cfg_parallel": True}], ids=str
+)
+def test_random_settings_decide_in_a_batch_as_alone(rank_groups: RankGroups, mode: dict[str, Any]) -> None:
+    """Which has more points at which halves part and meet again. Thresholds are never near what they are compared
+    with: no half decides by the last bit."""
+    seed = random.Random().randrange(2**32)
+    source = random.Random(seed)
+    for _ in range(3):
+        requests = [
+            Request(
+                source.choice(["a red circle", "two blue stars above a large green heart"]),
+                width=16 * source.randint(1, 6),
+                height=16 * source.randint(1, 6),
+                steps=source.randint(2, 8),
+                guidance=source.choice((0.0, 2.0)),
+                seeds=(source.randrange(2**32),),
+            )
+            for _ in range(source.randint(2, 5))
+        ]
+        jobs = [replace(job, cache=random_cache(source)) for job in jobs_of(RAW, requests)]
+        joins = [source.randint(0, 2) for _ in jobs]
+        together = run_watched(rank_groups, jobs, joins=joins, **mode)
+        for index, job in enumerate(jobs):
+            by_itself = run_watched(rank_groups, [job])
+            assert together.blocks.get(index) == by_itself.blocks.get(index), seed
+            error = relative_error(together.latents[index], by_itself.latents[0])
+            assert error <= (MODE_TOLERANCE if mode else BATCH_TOLERANCE), seed
+
+
+def random_cache(source: random.Random) -> StepCache | None:
+    if source.random() < 0.15:
+        return None
+    first = source.randint(1, 4)
+    return StepCache(
+        "blocks",
+        warmup_steps=source.randint(0, 2),
+        max_consecutive=source.randint(1, 3),
+        order=source.randint(0, 1),
+        max_cached=source.choice((1, 3, 200)),
+        first_blocks=first,
+        last_blocks=source.randint(0, 5 - first),
+        threshold=source.choice((0.0, 100.0)),
+    )
 
 
 class Counted:

@@ -59,7 +59,7 @@ def expected() -> tuple[list[torch.Tensor], list[Any]]:
         ranked.rank.close()
 
 
-@pytest.mark.parametrize("prefetch", [0, 1])
+@pytest.mark.parametrize("prefetch", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_blocks_that_nobody_needs_are_not_copied(
     prefetch: int, expected: tuple[list[torch.Tensor], list[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,7 +90,10 @@ def test_blocks_that_nobody_needs_are_not_copied(
     ranked.rank.close()
 
 
-def test_a_step_that_was_broken_off_decides_the_same_again(expected: tuple[list[torch.Tensor], list[Any]]) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_step_that_was_broken_off_decides_the_same_again(
+    times: int, expected: tuple[list[torch.Tensor], list[Any]]
+) -> None:
     """Memory runs out anywhere in it, and then each job goes alone."""
     ranked, jobs = Ranked(offload=(DIT_LAYERWISE,)), make_jobs()
     counting = [OutOfMemory() for _ in RAN]
@@ -98,7 +101,7 @@ def test_a_step_that_was_broken_off_decides_the_same_again(expected: tuple[list[
     source = random.Random()
     seed = source.randrange(2**32)
     source.seed(seed)
-    for _ in range(2):
+    for _ in range(times):
         modes = [OutOfMemory([source.randrange(mode.operations)]) for mode in counting]
         latents, told = run(ranked, jobs, modes)
         assert not ranked.failures
