@@ -21,7 +21,7 @@ OFF = "off"
 CACHES = (OFF, *PRESETS)
 GUIDANCE_OUTSIDE = (OFF, "last")
 OF_BLOCKS = ("first_blocks", "last_blocks", "threshold")
-# What cache-dit saves unless it is told otherwise, with half of its threshold: Krea's steps are few.
+# As the documentation of cache-dit sets it up, forecasts among it.
 CACHE_DEFAULTS = StepCache("blocks", warmup_steps=8, max_consecutive=2, order=1, max_cached=200)
 CACHE_RANGES = {
     "warmup_steps": (0, MOST_SCHEDULE_STEPS),

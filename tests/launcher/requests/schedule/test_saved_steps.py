@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from launcher.messages.client_messages import Generate
 from launcher.messages.encoding import MessageError, decode_request, encode_request
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import CacheChoice
+from launcher.parameters.values import CACHE_FIELDS
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.plan import make_plan
 from launcher.requests.schedule.described import describe_cache
@@ -55,6 +56,10 @@ def test_presets_are_known_by_their_names(name: str) -> None:
     assert describe_cache(PRESETS[name]) == name
     plan = make_plan(request, RAW, lambda _: Prompt((1,) * 40, cut=False), itertools.count(), {})
     assert (plan.jobs[0].cache, plan.blocks) == (PRESETS[name], BLOCKS)
+
+
+def test_every_setting_can_be_asked_for_at_every_door() -> None:
+    assert {*CacheChoice.__struct_fields__} == {*CACHE_FIELDS} == {field.name for field in fields(StepCache)}
 
 
 def test_fields_that_are_not_given_have_defaults() -> None:
@@ -128,9 +133,9 @@ def test_ranks_that_would_have_to_share_tokens_and_cannot_are_told_of() -> None:
     ],
 )
 def test_other_types_are_refused_when_they_come(cache: Any, message: str) -> None:
-    fields = {"type": "generate", "version": 5, "request_id": "r", "prompt": "x", "cache": cache}
+    sent = {"type": "generate", "version": 5, "request_id": "r", "prompt": "x", "cache": cache}
     with pytest.raises(MessageError) as refused:
-        decode_request(msgspec.msgpack.encode(fields))
+        decode_request(msgspec.msgpack.encode(sent))
     assert (refused.value.error.message, refused.value.error.parameter) == (message, "cache")
 
 
