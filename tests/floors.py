@@ -94,6 +94,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.parameters",
         "launcher.client",
         "launcher.requests",
+        "launcher.requests.schedule",
         "launcher.http.answers",
         "launcher.http.apis",
     },

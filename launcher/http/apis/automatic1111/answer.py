@@ -18,6 +18,7 @@ from launcher.http.apis.automatic1111.meaning import SAMPLER, SCHEDULER
 from launcher.messages.message_parts import MadeFor
 from launcher.requests.check import CheckedRequest
 from launcher.requests.infotext import infotext
+from launcher.requests.schedule.described import saved_settings
 
 VERSION = f"krea2-engine {engine.__version__}"
 
@@ -97,6 +98,7 @@ def _text_of(file: bytes, checked: CheckedRequest, seed: int) -> str:
         return text
     names = ("prompt", "negative_prompt", "steps", "guidance", "mu", "sigmas", "width", "height")
     made = {name: getattr(checked, name) for name in names}
+    made |= saved_settings(checked.cache, checked.guidance_window, checked.guidance_outside)
     loras = [{"name": name, "strength": strength} for name, strength in checked.loras]
     return infotext(made | {"seed": seed, "loras": loras, "version": VERSION})
 

@@ -41,6 +41,8 @@ DRAWN: list[dict[str, Any]] = [
     BODY | {"seed": 7, "steps": 9, "prompt": "a green square on a white background"},
     BODY | {"loras": [{"name": "ink", "strength": 0.7}]},
     BODY | {"guidance": 2.0, "negative_prompt": "blue"},
+    BODY | {"cache": {"method": "velocity", "warmup_steps": 2}, "steps": 7},
+    BODY | {"cache": {"warmup_steps": 2, "threshold": 1.0}, "guidance_until": 0.5, "guidance": 2.0, "steps": 7},
     BODY | {"image": data_url(png()), "strength": 0.5},
     BODY | {"image": data_url(png()), "mask": data_url(half_mask())},
     BODY | {"image": data_url(png()), "outpaint": {"right": 32}},
@@ -73,6 +75,10 @@ def test_a_seed_alone_draws_the_same_bits(served: Served, clustered: Served, bod
     known = ("seed", "size", "output_format", "background", "usage", "warnings")
     first, second = (answer.json() for answer in answers)
     assert {name: first.get(name) for name in known} == {name: second.get(name) for name in known}
+    computed = [[image.get("computed") for image in answer["data"]] for answer in (first, second)]
+    assert computed[0] == computed[1] == [computed[0][0]] * len(computed[0])
+    assert (computed[0][0] is not None) == ("cache" in body)
+    assert computed[0][0] is None or computed[0][0]["block_evaluations"] < computed[0][0]["of"]
 
 
 def test_the_other_apis_draw_the_same_bits(served: Served, clustered: Served) -> None:

@@ -17,6 +17,7 @@ from tests.launcher.http.clients.tables.rows import (
     models,
     prompt,
     sentence,
+    warned,
 )
 from tests.launcher.http_servers import PROMPT
 
@@ -114,6 +115,13 @@ ROWS = (
     Row("SGLang's users", "draw", SGLANG, b64("JPEG", size=(192, 128)),
         prompt(model="krea-2-turbo", n=1, size="192x128", response_format="b64_json", output_format="jpeg",
                output_quality="high", num_inference_steps=4, guidance_scale=1.0, seed=42, negative_prompt=""),
+        headers=OPENAI_PYTHON),
+    Row("SGLang's users", "draw with its step caching and gating of guidance", SGLANG, b64(size=(192, 128)),
+        prompt(model="krea-2-turbo", n=1, size="192x128", num_inference_steps=4, enable_cache_dit=True,
+               cache_dit_params={"max_warmup_steps": 1, "enable_taylorseer": True}, cfg_gate_step=0.5),
+        headers=OPENAI_PYTHON),
+    Row("SGLang's users", "draw with TeaCache", SGLANG, warned(b64(), "not TeaCache"),
+        prompt(model="krea-2-turbo", n=1, size="192x128", num_inference_steps=4, enable_teacache=True),
         headers=OPENAI_PYTHON),
     Row("vLLM-Omni's users", "draw", VLLM_OMNI, b64(),
         prompt(model="krea-2-turbo", n=1, size="128x128", response_format="b64_json", num_inference_steps=4,
