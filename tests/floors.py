@@ -181,6 +181,7 @@ LAUNCHER_FLOORS: dict[str, set[str]] = {
         "launcher.awake",
         "launcher.messages",
         "launcher.requests",
+        "launcher.requests.schedule",
     },
     "launcher.ray.engine": {*_CHILDREN, *_NAMED, "launcher.client", "launcher.ray.replaying"},
     "launcher.ray.web": {*_CHILDREN, "launcher.http", "launcher.http.answers", "launcher.http.apis.automatic1111"},

@@ -12,6 +12,7 @@ import msgspec
 from launcher.explanation import Explanation, Stage
 from launcher.messages.client_messages import Accepted, Generate, Image, Preview, Progress
 from launcher.messages.parameter_names import RANDOM_SEED
+from launcher.requests.schedule.saved_steps import expected_steps
 
 if TYPE_CHECKING:
     from engine.config.model_config import ModelConfig
@@ -20,17 +21,19 @@ Told = TypeVar("Told", bound=Accepted | Progress | Preview | Image)
 
 
 class Usual(NamedTuple):
-    """What a request has that does not say it: the model's defaults. width, height: pixels."""
+    """What a request has that does not say it: the model's defaults. width, height: pixels. blocks: of the model."""
 
     steps: int
     width: int
     height: int
     guidance: float
+    blocks: int = 28
 
     @classmethod
     def of(cls, model: ModelConfig) -> Usual:
         """Those of a model."""
-        return cls(model.default_steps, model.default_width, model.default_height, model.default_guidance)
+        blocks = model.transformer.num_layers
+        return cls(model.default_steps, model.default_width, model.default_height, model.default_guidance, blocks)
 
 
 def with_seed(request: Generate) -> Generate:
@@ -50,11 +53,13 @@ def routing_key(request: Generate) -> str | None:
 
 
 def work_of(request: Generate, usual: Usual) -> float:
-    """How much there is to do, in denoise steps times pixels, two for each with guidance."""
-    steps = len(request.sigmas) or (usual.steps if request.steps is None else request.steps)
+    """How much there is to do, in denoise steps times pixels, two for each with guidance, less what is expected to be
+    saved of them."""
+    steps = sum(sigma > 0 for sigma in request.sigmas) or (usual.steps if request.steps is None else request.steps)
     pixels = (request.width or usual.width) * (request.height or usual.height)
     guidance = usual.guidance if request.guidance is None else request.guidance
-    return float(max(1, request.num_images * steps * pixels * (2 if guidance else 1)))
+    steps_of_halves = expected_steps(request, steps, guided=bool(guidance), blocks=usual.blocks)
+    return float(max(1, request.num_images * steps_of_halves * pixels))
 
 
 def retold(reply: Told, request_id: str, attempt: int) -> Told:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 from engine.config.degrees import Degrees
-from engine.config.model_config import ModelConfig
+from engine.config.model_config import MOST_STEPS, ModelConfig
 from engine.errors import ArgumentError
 from engine.pictures.strength import MOST_SCHEDULE_STEPS
 from engine.planning.work_division import shares_all_tokens
+from engine.scheduling.cost import CostModel
+from engine.scheduling.job_work import work_of
 from engine.step import Job
 from engine.step_cache.settings import METHODS, PRESETS, StepCache
 from engine.step_cache.step_plan import WHOLE, StepKind, plan_of
@@ -23,6 +26,7 @@ GUIDANCE_OUTSIDE = (OFF, "last")
 OF_BLOCKS = ("first_blocks", "last_blocks", "threshold")
 # As the documentation of cache-dit sets it up, forecasts among it.
 CACHE_DEFAULTS = StepCache("blocks", warmup_steps=8, max_consecutive=2, order=1, max_cached=200)
+_UNIT = 1000  # tokens of a half, whose work is counted in whole ones
 CACHE_RANGES = {
     "warmup_steps": (0, MOST_SCHEDULE_STEPS),
     "max_consecutive": (1, MOST_SCHEDULE_STEPS),
@@ -36,18 +40,35 @@ CACHE_RANGES = {
 
 def check_cache(asked: str | CacheChoice, model: ModelConfig) -> StepCache | None:
     """Give the settings that a request asks for, None for `off`. Raises `ArgumentError` about `cache`."""
-    if isinstance(asked, str):
-        if asked not in CACHES:
-            raise ArgumentError.of("cache", f"one of {', '.join(CACHES)}, or its fields", asked)
-        cache = PRESETS.get(asked)
-    else:
-        cache = _check_fields(asked)
+    cache = _settings(asked)
     if cache is not None and cache.method == "blocks":
         blocks, always = model.transformer.num_layers, cache.first_blocks + cache.last_blocks
         if always >= blocks:
             told = f"fewer than the {blocks} blocks of the model in all, got {always}"
             raise ArgumentError(f"cache.first_blocks and cache.last_blocks must be {told}", parameter="cache")
     return cache
+
+
+def expected_steps(request: Generate, steps: int, *, guided: bool, blocks: int) -> float:
+    """Estimate the work of an image of so many steps, in steps of a half, of which a guided image has two: before it is
+    checked, and before the engine that makes it has learned what it saves. blocks: of the model."""
+    halves = 1 + guided
+    window = request.guidance_from, request.guidance_until
+    with suppress(ArgumentError):
+        cache = _settings(request.cache)
+        if (cache is not None or window != WHOLE) and 1 <= steps <= MOST_STEPS:
+            job = _job(cache, window, guided=guided, steps=steps, skipped=0)
+            work = work_of(job, (_UNIT,) * halves, CostModel(blocks))
+            return steps * halves if work is None else work.expected(steps, 0).tokens / _UNIT
+    return steps * halves
+
+
+def _settings(asked: str | CacheChoice) -> StepCache | None:
+    if not isinstance(asked, str):
+        return _check_fields(asked)
+    if asked not in CACHES:
+        raise ArgumentError.of("cache", f"one of {', '.join(CACHES)}, or its fields", asked)
+    return PRESETS.get(asked)
 
 
 def _check_fields(asked: CacheChoice) -> StepCache:
@@ -109,7 +130,7 @@ def _why(warmup_steps: int, steps: int) -> str:
     return f"{warmup_steps} of {steps} steps are warm-up, and the last one is always computed"
 
 
-def _job(cache: StepCache, window: tuple[float, float], *, guided: bool, steps: int, skipped: int) -> Job:
+def _job(cache: StepCache | None, window: tuple[float, float], *, guided: bool, steps: int, skipped: int) -> Job:
     """A job of which only the plan is wanted."""
     return Job(
         job_id=0, prompt_ids=(), negative_ids=() if guided else None, width=0, height=0, steps=steps, guidance=0.0,

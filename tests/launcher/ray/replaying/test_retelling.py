@@ -8,6 +8,7 @@ import pytest
 
 from launcher.explanation import PARTS, Explanation, Stage, add_up, timeline
 from launcher.messages.client_messages import LONGEST_REQUEST_ID, Generate, Image
+from launcher.messages.message_parts import CacheChoice
 from launcher.ray.replaying.history import ticket_of
 from launcher.ray.replaying.retelling import Usual, routing_key, with_seed, with_time_before, work_of
 from launcher.ray.settled import settle
@@ -72,7 +73,22 @@ def test_work_is_steps_times_pixels_of_the_model_where_a_request_does_not_say_th
     assert work_of(make(guidance=0.0, width=256), raw) == 52 * 256 * 1024
     assert work_of(make(steps=-1, num_images=0), turbo) == 1.0  # which an engine refuses
     demo = settle({"model": "demo", "device": "cpu"}).model
-    assert Usual.of(demo) == (demo.default_steps, demo.default_width, demo.default_height, demo.default_guidance)
+    assert Usual.of(demo) == (demo.default_steps, demo.default_width, demo.default_height, demo.default_guidance, 6)
+
+
+def test_what_is_saved_of_steps_is_no_work() -> None:
+    turbo, raw = Usual(8, 64, 64, 0.0, blocks=10), Usual(40, 64, 64, 3.5, blocks=10)
+    assert work_of(make(guidance_until=0.5), raw) == (40 + 20) * 64 * 64
+    assert work_of(make(guidance_until=0.5), turbo) == 8 * 64 * 64
+    assert work_of(make(sigmas=(1.0, 0.5, 0.2, 0.0)), turbo) == 3 * 64 * 64
+    velocity = CacheChoice(method="velocity", warmup_steps=9, max_consecutive=2, max_cached=20)
+    # nine of warm-up, ten times two forecast and one computed
+    assert work_of(make(cache=velocity), raw) == 2 * (40 - 20) * 64 * 64
+    blocks = CacheChoice(warmup_steps=4, max_consecutive=1)  # of four steps two may be cached, which saves 9 of 10
+    assert work_of(make(cache=blocks), turbo) == pytest.approx((8 - 4 * 0.9 / 3) * 64 * 64, rel=0.05)
+    for wrong in ("brief", CacheChoice(order=7)):
+        assert work_of(make(cache=wrong), turbo) == work_of(make(), turbo)  # an engine refuses it
+    assert work_of(make(cache="fast", steps=10**12), turbo) == 10**12 * 64 * 64
 
 
 @pytest.mark.parametrize("length", [1, 59, 62, 64])
