@@ -113,11 +113,11 @@ class ResultExplanation(TimedRequest):
             return 0.0, None, ["to the server and back"] if self.client_s is not None else []
         occurrences = _occurrences(stages)
         took = add_up(timeline(stages, self.told.total_s))[part]
-        floors = [max((stage.floor_s or 0.0) for stage in of_ranks) for of_ranks in occurrences]
+        floors = [[stage.floor_s for stage in of_ranks if stage.floor_s is not None] for of_ranks in occurrences]
         what = [line for line in _what(part, stages, occurrences) if line]
         if part in _BY_IMAGE and took > _BESIDE * self.told.parts[part] + 1e-4:
             what.append(f"{took:.4f} s in all, some of it beside other stages")
-        return took, sum(floors) if floors and all(floors) else None, what
+        return took, sum(map(max, floors)) if floors and all(floors) else None, what
 
 
 def _what(part: str, stages: Sequence[Stage], occurrences: Sequence[Sequence[Stage]]) -> Iterable[str]:
@@ -143,7 +143,12 @@ def _what(part: str, stages: Sequence[Stage], occurrences: Sequence[Sequence[Sta
         parts.append(f"{f'{len(shared)} ' if len(occurrences) > 1 else ''}shared with {others}")
     for how in dict.fromkeys(of_ranks[0].how for of_ranks in occurrences if of_ranks[0].how):
         count = sum(of_ranks[0].how == how for of_ranks in occurrences)
-        words = {"graph": f"{count} as CUDA graphs", "one by one": f"{count} image by image, for want of memory"}
+        words = {
+            "graph": f"{count} as CUDA graphs",
+            "one by one": f"{count} image by image, for want of memory",
+            "no blocks": f"{count} without running a block",
+            "some blocks": f"{count} running a part of the blocks",
+        }
         parts.append(words.get(how, how))
     if attempts[-1] > 1:
         parts.append(f"attempt{'s' * (len(attempts) > 1)} {', '.join(map(str, attempts))}")

@@ -29,7 +29,7 @@ class Floors:
     def denoise_s(self, rank: int, work: Work) -> float | None:
         """Of a step: the matrix products and attention of the blocks that it ran, or the reading of their weights."""
         reach, config, ranks = self._known(rank), self.model.transformer, self.engine.ranks
-        if reach is None or not work.tokens:
+        if reach is None:
             return None
         products = 2.0 * block_parameters(config) * work.tokens / ranks
         attention = attention_flops_of_pairs(config, work.pairs) / ranks

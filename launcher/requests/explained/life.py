@@ -285,8 +285,10 @@ class Life:
 
 
 def _saved(did: DoneWork) -> str:
-    """Say how much of a step was saved, of all its images."""
-    return f"{did.blocks} of {did.blocks + did.saved} blocks" if did.saved else ""
+    """Say whether a step has left blocks out, of any of its images."""
+    if not did.saved:
+        return ""
+    return "some blocks" if did.blocks else "no blocks"
 
 
 def _kept(asked: int, encoded: int) -> str:

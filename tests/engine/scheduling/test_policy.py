@@ -14,8 +14,15 @@ from engine.scheduling.decoding import HAND_OVER_S
 from engine.scheduling.policy import Policy, QueuedJob
 from engine.scheduling.scheduler import Scheduler
 from engine.step import Step
+from engine.step_cache.settings import StepCache
 from tests.engine.scheduling.arrivals import BUDGET, SIZES, arrival
 from tests.virtual_ranks import Arrival, VirtualRanks, make_costs
+
+CACHES = (
+    None,
+    StepCache("velocity", warmup_steps=1, max_consecutive=3, order=0, max_cached=200),
+    StepCache("blocks", warmup_steps=1, max_consecutive=2, order=0, max_cached=200),
+)
 
 
 class FirstInFirstOut(Policy):
@@ -108,6 +115,7 @@ def check_waits(data: st.DataObject, *, most_later: int) -> None:
             tokens=draw.choice(SIZES),
             steps=draw.randint(0, 12),
             picture_id=draw.choice((None, job_id)),
+            cache=draw.choice(CACHES),
         )
         for job_id in range(data.draw(st.integers(1, 4)))
     ]
@@ -121,6 +129,7 @@ def check_waits(data: st.DataObject, *, most_later: int) -> None:
             steps=draw.randint(0, 4),
             priority=draw.choice((0, 1, 100)),
             picture_id=draw.choice((None, None, job_id)),
+            cache=draw.choice(CACHES),
         )
         for job_id in range(len(victims), data.draw(st.integers(40, most_later)))
     ]

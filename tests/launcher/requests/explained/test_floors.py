@@ -32,7 +32,7 @@ def test_a_step_takes_its_products_and_attention_or_the_reading_of_its_weights()
 def test_a_step_that_runs_part_of_the_blocks_reads_that_part_of_their_weights() -> None:
     floors = Floors(DEMO, EngineConfig(), {0: REACH})
     assert floors.denoise_s(0, Work(1, 1, 0.5)) == pytest.approx(2e-3)
-    assert floors.denoise_s(0, NO_WORK) is None
+    assert floors.denoise_s(0, NO_WORK) == 0.0
 
 
 def test_prompts_take_the_layers_that_are_needed_of_the_ranks_that_share_them() -> None:

@@ -65,9 +65,13 @@ def test_steps_that_are_saved_have_the_least_time_of_the_blocks_that_ran() -> No
     story.step(2, (13.6, replace(times, denoise_s=0.1)), sent=13.5, did=DoneWork(NO_WORK, 0, 0, 6))
     story.life.decoded(0, 1.0, 15.0)
     story.life.written(0, 15.0, 15.0)
-    denoised = of(story.explain(), "denoise", 0)
-    assert [stage.floor_s for stage in denoised] == [1.0, pytest.approx(1 / 6), None]
-    assert [stage.how for stage in denoised] == ["", "1 of 6 blocks", "0 of 6 blocks"]
+    told = story.explain()
+    denoised = of(told, "denoise", 0)
+    assert [stage.floor_s for stage in denoised] == [1.0, pytest.approx(1 / 6), 0.0]
+    assert [stage.how for stage in denoised] == ["", "some blocks", "no blocks"]
+    (row,) = (line for line in str(ResultExplanation("r", told)).splitlines() if line.startswith("denoising"))
+    assert " 1.1667 " in row
+    assert row.endswith("3 steps, 1 running a part of the blocks, 1 without running a block")
 
 
 def test_a_step_that_is_told_of_late_ended_when_its_rank_says() -> None:
