@@ -44,6 +44,7 @@ class ImageFile:
     """One finished image of a request, `width` × `height` pixels, as a file in `format`: png, jpeg or webp.
 
     computed: which steps were, where some may have been saved or left out: by step, the blocks that each half ran.
+    made_for: as in `Result`.
     """
 
     request_id: str
@@ -57,6 +58,7 @@ class ImageFile:
     prompt: str = ""
     usage: Usage = Usage()
     computed: Computed | None = None
+    made_for: MadeFor | None = None
 
     @cached_property
     def image(self) -> PIL.Image:
@@ -193,7 +195,7 @@ class Following:
             case messages.Image() as it if it.index not in self._images:  # it may have been sent again
                 image = self._images[it.index] = ImageFile(
                     it.request_id, it.attempt, it.index, it.seed, it.width, it.height, it.output_format, file,
-                    self._request.prompt, Usage(it.text_tokens, it.image_tokens), it.computed,
+                    self._request.prompt, Usage(it.text_tokens, it.image_tokens), it.computed, it.made_for,
                 )  # fmt: skip
                 self._told |= dict.fromkeys(it.warnings)
                 self.ended = len(self._images) == it.num_images

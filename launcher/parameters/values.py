@@ -12,6 +12,7 @@ FIRST_SEED, LAST_SEED = -(2**63), 2**64 - 1  # that clients draw, signed or not
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,40})(?:\.0*)?\s*")
 _NUMBER = re.compile(r"\s*[+-]?(?:[0-9]{1,40}\.?[0-9]{0,40}|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?\s*")
 _HUGE = 10**40  # as many digits as a text may have
+_SIGMAS = "numbers in a list, as 1,0.75,0.5,0.25"
 _MOST_SIGMAS = 10_000  # no schedule has more
 SIDES = ("left", "top", "right", "bottom")  # of a picture
 PICTURES = ("image", "mask")  # parameters that are pictures, in the order in which they are sent
@@ -85,13 +86,16 @@ def sigmas(name: str, value: object) -> tuple[float, ...]:
     if hasattr(value, "tolist"):  # an array of numpy's or torch's
         value = value.tolist()
     if not isinstance(value, list | tuple):
-        raise ArgumentError.of(name, "a list of numbers, as 1,0.75,0.5,0.25", value)
+        raise ArgumentError.of(name, _SIGMAS, value)
     if len(value) > _MOST_SIGMAS:
-        raise ArgumentError(f"{name} must be at most {_MOST_SIGMAS} numbers", parameter=name)
-    try:
-        return tuple(number(f"{name}[{index}]", each) for index, each in enumerate(value))
-    except ArgumentError as error:
-        raise ArgumentError(error.message, parameter=name) from None
+        raise ArgumentError(f"{name} must be at most {_MOST_SIGMAS} numbers, got more", parameter=name)
+    levels = []
+    for each in value:
+        try:
+            levels.append(number(name, each))
+        except ArgumentError:
+            raise ArgumentError.of(name, _SIGMAS, each) from None
+    return tuple(levels)
 
 
 def cache(name: str, value: object) -> str | dict[str, Any]:

@@ -155,6 +155,8 @@ async def write_events(
     def write_completed(image: ImageFile, more: Mapping[str, object]) -> bytes:
         usage = usage_object(image.usage, drawing.picture_tokens(image.usage, 1))
         own = {"index": image.index, "seed": image.seed, "usage": usage, **of_image(image.computed), **more}
+        if image.made_for is not None:
+            own["made_for"] = msgspec.structs.asdict(image.made_for)
         size = f"{image.width}x{image.height}"
         return write_image("completed", image.file, checked.output_format, size, own)
 

@@ -130,6 +130,8 @@ def test_seeds_of_64_bits_and_a_compression_are_honoured_and_told(marked: Marked
         (["x", "--tp", "2", "--sp", "4"], "--sp must be at most 2 with --tp 2, got 4"),
         (["x", "--width", "100000"], "--width must be between 64 and 4096, got 100000"),
         (["x", "--width", "wide"], "Invalid value for '--width': 'wide' is not a valid integer."),
+        (["x", "--sigmas", "1,x"], "--sigmas must be numbers in a list, as 1,0.75,0.5,0.25, got 'x'"),
+        (["x", "--sigmas", "0.5,1"], "--sigmas must be numbers that fall from at most 1 to above 0, by 0.000001 at "),
         (["x", "--guidance", "nan"], "--guidance must be between 0 and 20, got nan"),
         (["x", "--device", "tpu"], "--device must be one of auto, cuda, cpu, got 'tpu'"),
         (["x", "--quantization", "int4"], "--quantization must be one of auto, none, fp8, int8, got 'int4'"),

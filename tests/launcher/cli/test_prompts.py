@@ -42,14 +42,14 @@ def test_a_line_that_begins_with_a_brace_is_an_object_with_parameters(tmp_path: 
         tmp_path,
         '\n {"prompt": "", "size": "96x64", "n": 2, "mu": 1, "output": "a.png", "seed": null, "guidance_scale": 1}\r\n'
         '{"prompt": "y", "num_inference_steps": 3, "metadata": false, '
-        '"loras": ["a", {"name": "b", "strength": 0.5}]}\n',
+        '"loras": ["a", {"name": "b", "strength": 0.5}], "sigmas": [1, 0.5, 0.2]}\n',
     )
     first, second = collect([], [], file)
     assert first.prompt == ""
     assert first.parameters == {"width": 96, "height": 64, "num_images": 2, "mu": 1, "guidance": 0.0}
     assert (first.output, first.warnings) == ("a.png", (GUIDANCE_IS_OFF,))
     loras = (LoraChoice(name="a"), LoraChoice(name="b", strength=0.5))
-    assert second.parameters == {"steps": 3, "metadata": False, "loras": loras}
+    assert second.parameters == {"steps": 3, "metadata": False, "loras": loras, "sigmas": (1, 0.5, 0.2)}
 
 
 def test_values_and_names_of_other_programs_are_read_as_everywhere(tmp_path: Path) -> None:

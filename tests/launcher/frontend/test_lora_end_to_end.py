@@ -69,6 +69,25 @@ def test_a_lora_changes_the_picture_by_its_strength_and_at_none_not_at_all(clien
     assert (told["name"], told["strength"]) == ("one", 0.5)
 
 
+def test_a_lora_is_drawn_with_the_schedule_that_its_file_says(client: Client, folder: Path) -> None:
+    header = {"krea2.sigmas": "[1, 0.7, 0.2]", "krea2.mu": "0", "krea2.guidance": "0.5"}
+    save_file(load_file(folder / "two.safetensors"), folder / "fast.safetensors", header)
+    assert client.load_lora("fast", "fast.safetensors").made_for.keys() == {"fast"}
+    try:
+        told = client.generate(PROMPT, seed=0, loras=["fast"])
+        asked = client.generate(PROMPT, seed=0, loras=["fast"], sigmas=[1, 0.7, 0.2, 0], mu=0.0, guidance=0.5)
+        shifted = client.generate(PROMPT, seed=0, loras=["fast"], sigmas=[1, 0.7, 0.2], guidance=0.5)
+    finally:
+        client.unload_lora("fast")
+    assert np.array_equal(pixels(told), pixels(asked))
+    assert abs(pixels(shifted) - pixels(asked)).max() > 8
+    made, same = (json.loads(result.images[0].info["krea2"]) for result in (told, asked))
+    assert made == same
+    assert (made["steps"], made["sigmas"], made["mu"], made["guidance"]) == (3, [1.0, 0.7, 0.2], 0.0, 0.5)
+    assert told.made_for is not None
+    assert asked.made_for is None
+
+
 def test_refusals_tell_clients_nothing_of_where_the_folder_is(client: Client, folder: Path) -> None:
     (folder / "peft").mkdir()
     shutil.copy(folder / "one.safetensors", folder / "peft" / "adapter_model.safetensors")
@@ -205,9 +224,13 @@ def test_info_checks_a_file(krea2: Krea2, folder: Path, tmp_path: Path) -> None:
     more, alone = str(add_vectors(tmp_path / "one.safetensors", DEMO_CHECKPOINT)), str(tmp_path / "norm.safetensors")
     count = len(vector_shapes(DEMO_CHECKPOINT))
     save_file({"blocks.0.attn.qknorm.qnorm.scale.diff": torch.zeros(HEAD_DIM)}, alone)
-    loras = [text for file in (f"{folder}/two.safetensors", more, alone) for text in ("--lora", file)]
+    fast = f"{tmp_path}/fast.safetensors"
+    header = {"krea2.steps": "4", "krea2.shift": "1"}
+    save_file({"blocks.0.attn.qknorm.qnorm.scale.diff": torch.zeros(HEAD_DIM)}, fast, header)
+    loras = [text for file in (f"{folder}/two.safetensors", more, alone, fast) for text in ("--lora", file)]
     code, stdout, _ = krea2("info", "demo", *loras, "--tp", "2")
     assert code == 0
     assert f"{more}: LoRA and full difference, changes 72 layers and {count} of the norms and modulation" in stdout
     assert f"{alone}: full difference, changes 1 of the norms and modulation tables, 0." in stdout
+    assert " MB on each rank; made for 4 steps, mu 0\n" in stdout
     assert f"{folder}/two.safetensors: LoRA, changes 72 layers, scale 1.5 (alpha tensors), 0." in stdout

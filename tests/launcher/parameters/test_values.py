@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.errors import ArgumentError
@@ -34,6 +35,11 @@ from launcher.messages.parameter_names import read
         ({"cache": {"threshold": "0.5", "first_blocks": "2", "order": None, "method": ""}},
          {"cache": {"threshold": 0.5, "first_blocks": 2}}),
         ({"cache": False}, {"cache": "off"}),
+        ({"sigmas": "1, 0.5,.2"}, {"sigmas": (1.0, 0.5, 0.2)}),
+        ({"sigmas": "[1, 0.5]"}, {"sigmas": (1.0, 0.5)}),
+        ({"sigmas": ["1", 0.5]}, {"sigmas": (1.0, 0.5)}),
+        ({"sigmas": np.array([1, 0.5])}, {"sigmas": (1.0, 0.5)}),
+        ({"sigmas": "[]"}, {"sigmas": ()}),
         ({"cache": ""}, {}),
     ],
 )  # fmt: skip
@@ -56,6 +62,11 @@ def test_what_is_plainly_meant_is_taken(given: dict[str, Any], plain: dict[str, 
             ("guidance", value, "a number")
             for value in (False, 10**400, -(10**400), "3,5", "nan", "inf", "1_0", "٣", {}, "--1")
         ),
+        *(
+            ("sigmas", value, "numbers in a list, as 1,0.75,0.5,0.25")
+            for value in (0.5, True, {}, "1;0.5", "1,,0.5", [[1]], [1, None])
+        ),
+        ("sigmas", "0," * 100_000, "at most 10000 numbers"),
         *(("stream", value, "true or false") for value in (1, 0, "yes", "1", [])),
         *((name, 10**400, "a number") for name in ("mu", "timeout_s", "cfg_scale", "flow_shift")),
         *(

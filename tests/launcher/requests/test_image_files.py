@@ -106,6 +106,13 @@ def test_loras_are_carried_with_their_strengths() -> None:
     assert "<lora:ink:0.5> <lora:öl:-1>\n" in info["parameters"]
 
 
+def test_sigmas_are_carried() -> None:
+    request = replace(REQUEST, sigmas=(1.0, 0.5), mu=0.0)
+    info = Image.open(io.BytesIO(encode_image(PIXELS.tobytes(), request, seed=8))).info
+    assert json.loads(info["krea2"]) == {"prompt": REQUEST.prompt, "seed": 8, **SETTINGS, "mu": 0, "sigmas": [1, 0.5]}
+    assert 'Mu: 0.0, Sigmas: "1, 0.5", ' in info["parameters"]
+
+
 def test_saved_steps_are_carried_with_what_was_computed() -> None:
     request = replace(REQUEST, cache=PRESETS["fast"], guidance_window=(0.0, 0.5), guidance_outside="last")
     computed = Computed(steps=((4, 4), (4, 0), (1, 0), (4, 0)), blocks=4)

@@ -35,6 +35,7 @@ from launcher.requests.not_finite import no_picture
             "try a smaller strength of the merged LoRA 'demo-outlined' at 9",
         ),
         ({"loras": {"off": 0}}, (), "the checkpoint may be damaged"),
+        ({"sigmas": (1.0, 0.001)}, (), "try other sigmas"),
     ],
 )
 def test_what_was_asked_for_is_named_before_the_checkpoint(

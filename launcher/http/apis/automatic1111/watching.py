@@ -85,6 +85,7 @@ class Job:
             request_id=first.request_id, attempt=first.attempt, files=[image.file for image in done],
             seeds=[image.seed for image in done], width=first.width, height=first.height, format=first.format,
             timings={}, warnings=(told,), prompt=first.prompt, computed=[image.computed for image in done],
+            made_for=first.made_for,
         )  # fmt: skip
 
 

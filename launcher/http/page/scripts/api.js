@@ -56,11 +56,12 @@ export async function fetchSettings() {
   return response.json();
 }
 
-/** The LoRAs that requests may choose: {name, strength, …} each. Throws `RequestError`. */
+/** The LoRAs: `data` those that requests may choose, {name, strength, made_for, …} each, `merged` those in every picture.
+ * Throws `RequestError`. */
 export async function fetchLoras() {
   const response = await send("v1/loras", { headers: withKey() });
   if (!response.ok) throw await refusal(response);
-  return (await response.json()).data;
+  return await response.json();
 }
 
 /** What the engine runs on and does, as GET /v1/status has it; null if it does not answer, or wants a key. */

@@ -33,10 +33,21 @@ function showFieldError(error) {
 function start(parameters) {
   if (!settings) loadSettings(); // the user may have a key by now
   const { steps, guidance } = settings?.defaults ?? {}; // which are of the picture, whatever the server's are later
-  const all = { ...parameters, steps: parameters.steps ?? steps, guidance: parameters.guidance ?? guidance };
+  const all = { ...parameters };
+  const own = stepsOfLoras(parameters.loras);
+  for (const [name, usual] of Object.entries({ steps, guidance })) {
+    if (!own) all[name] ??= usual;
+    else if ([usual, own[name]].includes(all[name])) delete all[name]; // nobody has set it: the LoRA's go with its sigmas
+  }
   new Job(all, { engine, announce, onPicture, onFieldError: showFieldError });
   announce("Request sent.");
   setTimeout(() => engine.check(), LOOK_MS);
+}
+
+/** What the LoRAs of a picture were made for, where their files say it: such a picture has its steps of them. */
+function stepsOfLoras(chosen) {
+  const used = (chosen ?? []).filter(({ strength }) => strength !== 0).map(({ name }) => name);
+  return [...loras.data.filter(({ name }) => used.includes(name)), ...loras.merged].find((lora) => lora.made_for)?.made_for;
 }
 
 function onPicture(picture) {
@@ -59,6 +70,7 @@ function vary(picture) {
 const startFrom = ({ parameters, format, blob }) => form.startFrom(blob, fileName(parameters, format), parameters.prompt);
 
 let settings = null;
+let loras = { data: [], merged: [] };
 let loading = null;
 
 /** Fill the form with what the server tells; again and again until it does, or the user has no key for it. */
@@ -101,7 +113,8 @@ function onReadiness(readiness) {
 /** Offer the LoRAs that the server has now. */
 async function showLoras() {
   try {
-    form.showLoras(await fetchLoras());
+    loras = await fetchLoras();
+    form.showLoras(loras.data);
   } catch (error) {
     if (!(error instanceof RequestError)) throw error; // it starts, or is gone: asked again when somebody looks
   }

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 import launcher
-from tests.launcher.http.page.source.forms import read_form, size_of, told_of
+from tests.launcher.http.page.source.forms import made_for_of, read_form, size_of, told_of
 from tests.launcher.processes import PATIENCE_S
 
 PAGE = Path(launcher.__file__).parent / "http" / "page"
@@ -187,7 +187,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.fake.count(running=-1)
 
     def _generate(self, body: dict[str, Any]) -> None:
-        n, steps = body.get("n", 1), body["steps"]
+        made_for = made_for_of(body, self.fake.loras)
+        n, steps = body.get("n", 1), body.get("steps") or made_for["steps"]
         (width, height), seed = size_of(body), body.get("seed", 1234)
         attempt = 1
         for place, position in enumerate(self.fake.positions):
@@ -218,7 +219,6 @@ class _Handler(BaseHTTPRequestHandler):
         for index in range(n):
             if index:
                 self._wait_for_step()
-            result = told_of(body, self.fake.warnings if index == n - 1 else None)
             self._event(
                 "completed",
                 b64_json=_image(body["prompt"], (width, height), body["output_format"]),
@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
                 seed=seed + index,
                 size=f"{width}x{height}",
                 output_format=body["output_format"],
-                **result,
+                **told_of(body, self.fake.warnings if index == n - 1 else None, made_for),
             )
 
     def _estimate(self, usual: float | None) -> float | None:

@@ -160,7 +160,8 @@ export class Job {
   }
 
   async #completed(event) {
-    const { index, seed, size, output_format: format, timings, computed, warnings, request_id: requestId } = event;
+    const { index, seed, size, output_format: format, timings, computed, warnings } = event;
+    const { made_for: ofLoras, request_id: requestId } = event;
     if (this.#done.has(index)) return;
     this.#done.add(index);
     this.#warnings = warnings ?? [];
@@ -168,7 +169,8 @@ export class Job {
     const blob = this.#show(event, format, "done");
     const [width, height] = size.split("x").map(Number);
     const { n, output_format, image, mask, ...own } = this.parameters;
-    const parameters = { ...own, width, height, seed };
+    const decided = Object.entries(ofLoras ?? {}).filter(([, value]) => value !== null);
+    const parameters = { ...own, width, height, seed, ...Object.fromEntries(decided) };
     if (image) Object.assign(parameters, { image: { ...image, file: undefined }, mask: mask && true });
     const start = image && { image, mask };
     const seconds = timings?.total;

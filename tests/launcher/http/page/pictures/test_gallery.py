@@ -105,6 +105,24 @@ def test_use_again_fills_the_form_and_vary_draws_with_another_seed(page: Page, s
     assert varied["seed"] != 8
 
 
+def test_a_lora_that_was_made_for_few_steps_has_them_and_the_picture_says_so(page: Page, server: FakeServer) -> None:
+    made_for = {"steps": 2, "sigmas": [1, 0.5], "mu": 0, "guidance": None}
+    server.loras = [{"name": "fast", "strength": 1.0, "made_for": made_for}]
+    open_page(page, server)
+    page.get_by_label("fast", exact=True).check()
+    generate(page, seed="7")
+    expect(pictures(page)).to_have_count(1)
+    assert "steps" not in server.requests[-1]
+    expect(pictures(page).first).to_contain_text("2\u00a0steps · seed\u00a07 · fast 1")
+    pictures(page).first.get_by_role("button", name="Vary").click()
+    expect(pictures(page)).to_have_count(2)
+    assert server.requests[-1]["sigmas"] == [1, 0.5]  # those of the picture, whatever the LoRA says by now
+    page.get_by_text("More", exact=True).click()
+    generate(page, seed="7", steps="6")
+    expect(pictures(page)).to_have_count(3)
+    assert server.requests[-1]["steps"] == 6
+
+
 def test_loras_are_chosen_with_their_strengths_and_kept_with_the_picture(page: Page, server: FakeServer) -> None:
     server.loras = [{"name": "Ink <b>wash</b>", "strength": 0.8}, {"name": "oil", "strength": 1.0}]
     open_page(page, server)

@@ -40,8 +40,15 @@ def turned(file: bytes) -> Image.Image:
     return ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
 
 
-def told_of(body: dict[str, Any], warnings: list[str] | None) -> dict[str, Any]:
+def made_for_of(body: dict[str, Any], loras: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the LoRAs of a request without steps were made for; empty for nothing."""
+    chosen = [lora["name"] for lora in body.get("loras", ()) if "steps" not in body]
+    return next((lora["made_for"] for lora in loras if lora["name"] in chosen and "made_for" in lora), {})
+
+
+def told_of(body: dict[str, Any], warnings: list[str] | None, made_for: dict[str, Any]) -> dict[str, Any]:
     """What comes with an image. warnings: of the request, which come with its last one; None for another."""
     told = {} if warnings is None else {"timings": {"total": 1.25}, "warnings": warnings}
     computed = {"block_evaluations": 27, "of": 48, "blocks": 6, "steps": [[6, 6], [0, 6]]}
+    told |= {"made_for": made_for} if made_for else {}
     return told | ({"computed": computed} if "cache" in body else {})
