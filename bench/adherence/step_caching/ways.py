@@ -109,13 +109,17 @@ RAW_WAYS = (
 )
 TURBO_WAYS = (
     Way("nothing saved"),
-    Way("8 steps, forecast", cache=_velocity(2, 1)),
+    Way("fast", preset="fast"),  # `quality` saves none of 8 steps
+    Way("8 steps, forecast", cache=_velocity(3, 1)),
+    Way("8 steps, forecast of order 0", cache=_velocity(3, 1, order=0)),
     Way("6 steps", steps=6),
-    Way("6 steps, forecast", cache=_velocity(2, 1), steps=6),
+    Way("6 steps, forecast", cache=_velocity(3, 1), steps=6),
+    Way("6 steps, forecast of order 0", cache=_velocity(3, 1, order=0), steps=6),
     Way("4 steps", steps=4),
     Way("4 steps, forecast", cache=_velocity(2, 1), steps=4),
+    Way("4 steps, forecast of order 0", cache=_velocity(2, 1, order=0), steps=4),
     Way("3 steps", steps=3),
-    Way("3 steps, forecast", cache=_velocity(1, 1), steps=3),
+    Way("3 steps, forecast of order 0", cache=_velocity(1, 1, order=0), steps=3),
     Way("2 steps", steps=2),  # both are always computed
 )
 
