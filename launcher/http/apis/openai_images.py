@@ -25,6 +25,7 @@ _BODY = Body(
     openapi_examples={
         "a picture": {"value": {"prompt": _PROMPT}},
         "two, with settings": {"value": {"prompt": _PROMPT, "n": 2, "seed": 7, "output_format": "webp"}},
+        "fewer steps computed": {"value": {"prompt": _PROMPT, "cache": "quality"}},
         "a stream with previews": {"value": {"prompt": _PROMPT, "stream": True, "partial_images": 2, "progress": True}},
         "over another picture": {"value": {"prompt": _PROMPT, "image": PICTURE, "strength": 0.8}},
     }
