@@ -9,7 +9,9 @@ import torch
 
 def forecast(known: Sequence[tuple[float, torch.Tensor]], place: float) -> torch.Tensor:
     """Continue the curve through all known values, each with its place: a line through two, a parabola through three
-    (Lagrange's form). One alone stays as it is. No two places are equal."""
+    (Lagrange's form). One alone stays as it is. Of equal places, as a shift makes of noise levels that lie too close
+    for float32, the last counts."""
+    known = [*dict(known).items()]
     result: torch.Tensor | None = None
     for own, value in known:
         weight = 1.0

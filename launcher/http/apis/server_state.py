@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import msgspec
 from fastapi import FastAPI, Path
@@ -41,10 +42,13 @@ def add_state_routes(app: FastAPI, studio: Studio, link: Link) -> None:
     async def get_settings() -> Response:
         """Defaults and limits of this server."""
         sizes = model.size_domain
+        defaults = {name: getattr(model, f"default_{name}") for name in ("width", "height", "steps", "guidance")}
+        if config.engine.merge_loras:
+            defaults |= await _defaults_of_merged(link)
         settings = {
             "model": config.model_names[0],
             "is_demo": config.engine.demo is not None,
-            "defaults": {name: getattr(model, f"default_{name}") for name in ("width", "height", "steps", "guidance")},
+            "defaults": defaults,
             "limits": config.limits,
             "max_lora_strength": MAX_LORA_STRENGTH,
             "output_formats": OUTPUT_FORMATS,
@@ -93,6 +97,17 @@ async def _ask_for_status(link: Link) -> StatusReply:
     except (Krea2Error, TimeoutError) as error:
         reason = error.message if isinstance(error, Krea2Error) else f"no answer within {ASK_S:g} s"
         raise ServerError(f"the engine does not answer: {reason}") from None
+
+
+async def _defaults_of_merged(link: Link) -> dict[str, Any]:
+    """Steps and guidance that the LoRAs in the weights were made for, where they say and agree on it."""
+    try:
+        loras = await link.loras()
+    except Krea2Error:  # the engine is gone for now: those of the checkpoint are better than none
+        return {}
+    made_for = [loras.made_for[lora.file] for lora in loras.merged if lora.file in loras.made_for]
+    defaults = {name: {getattr(each, name) for each in made_for} - {None} for name in ("steps", "guidance")}
+    return {name: values.pop() for name, values in defaults.items() if len(values) == 1}
 
 
 def _model(name: str, created: int) -> dict[str, object]:

@@ -20,6 +20,13 @@ def test_a_polynomial_of_the_degree_is_continued_as_it_is(known: int) -> None:
     torch.testing.assert_close(forecast([(place, value(place)) for place in places], 0.45), value(0.45))
 
 
+def test_of_equal_places_the_last_counts() -> None:
+    """Noise levels that lie close are one in float32, once a large mu has shifted them."""
+    ones, twos = torch.ones(2), torch.full((2,), 2.0)
+    assert torch.equal(forecast([(1.0, ones), (1.0, twos)], 0.9), twos)
+    torch.testing.assert_close(forecast([(1.0, ones), (1.0, twos), (0.5, ones)], 0.75), torch.full((2,), 1.5))
+
+
 def test_nothing_cannot_be_continued() -> None:
     with pytest.raises(ValueError, match="nothing to forecast from"):
         forecast([], 0.5)

@@ -91,18 +91,22 @@ def test_loading_listing_choosing_and_unloading(run_folder: Path, tmp_path: Path
 def test_who_loads_hears_what_was_left_out(run_folder: Path, tmp_path: Path) -> None:
     async def test() -> None:
         for name in ("ink", "oil"):
-            write_adapter(tmp_path / f"{name}.safetensors", skipped=[f"of {name}"])
+            header = {"krea2.steps": "3"} if name == "oil" else {}
+            write_adapter(tmp_path / f"{name}.safetensors", skipped=[f"of {name}"], header=header)
         merged = EngineConfig(lora_lenient=True, merge_loras=((str(tmp_path / "oil.safetensors"), 0.5),))
         async with (
             fake_engine(run_folder, engine=merged, lora_dir=str(tmp_path)) as fakes,
-            http_server(fakes.address) as client,
+            http_server(fakes.address, engine=merged) as client,
         ):
+            defaults = (await client.get("/v1/settings")).json()["defaults"]
+            assert (defaults["steps"], defaults["guidance"]) == (3, 0.0)  # of the merged LoRA
             loaded = await client.post(LORAS, json={"name": "Ink", "path": "ink.safetensors"})
             assert (loaded.status_code, loaded.json()["left_out"]) == (200, "lora_lenient leaves out of ink")
             listed = (await client.get(LORAS)).json()
             assert listed["data"] == [loaded.json()]
             left_out = "lora_lenient leaves out of oil"
-            merged_one = {"file": "oil.safetensors", "strength": 0.5, "left_out": left_out, "made_for": None}
+            made_for = {"steps": 3, "sigmas": None, "mu": None, "guidance": None}
+            merged_one = {"file": "oil.safetensors", "strength": 0.5, "left_out": left_out, "made_for": made_for}
             assert listed["merged"] == [merged_one]
             async with AsyncClient(fakes.address) as ours:
                 assert (await ours.loras()).left_out == {"Ink": loaded.json()["left_out"], "oil.safetensors": left_out}
