@@ -20,6 +20,7 @@ from engine.errors import ArgumentError
 from engine.model.tiles import SMALLEST_TILE
 from engine.planning.step_memory import (
     batch_bytes,
+    cache_bytes,
     communication_bytes,
     decode_bytes,
     encode_bytes,
@@ -27,6 +28,7 @@ from engine.planning.step_memory import (
     tiled_decode_bytes,
 )
 from engine.planning.weight_bytes import WeightBytes
+from engine.step_cache.settings import PRESETS
 
 # 1 / _UNCOUNTED_PART of a budget is left to what is not counted, 1 GB of 16: half of it to what torch allocates (its
 # rounding, the libraries' workspaces, CUDA graphs, kept text features and schedules, norms and tables as LoRAs make
@@ -194,9 +196,15 @@ def plan_memory(
         limits = [decode_bytes(*decoded), *(tiled_decode_bytes(*decoded, side) for side in sides)]
     decoding = {limit: decode_bytes(*decoded, limit) for limit in (None, *limits)}
     pictures = {limit: picture_encode_bytes(*decoded, limit) if engine.image_input else 0 for limit in limits}
-    longest = model.image_tokens(*default) + MAX_PROMPT_TOKENS + SUFFIX_TOKENS
+    image_tokens = model.image_tokens(*default)
+    halves = [image_tokens + MAX_PROMPT_TOKENS + SUFFIX_TOKENS] * (2 if model.default_guidance else 1)
+    caching = max(
+        cache_bytes(model, preset, halves, image_tokens, engine.degrees, bytes_per_element)
+        for preset in PRESETS.values()
+        if preset.method == "velocity"  # the state of blocks is no small part, which only some requests need
+    )
     stepping = max(
-        batch_bytes(model, [longest] * (2 if model.default_guidance else 1), engine.degrees, bytes_per_element),
+        batch_bytes(model, halves, engine.degrees, bytes_per_element) + caching,
         encode_bytes(model, engine.tp, bytes_per_element),
     )
     communication = communication_bytes(engine.degrees) if nccl else 0

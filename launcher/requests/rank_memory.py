@@ -92,7 +92,7 @@ class RankMemory:
             advice = ": give a smaller size" if pictured else ""
             if uncached[rank] <= available:
                 parameter, what = "cache", f"cache, for an image of {size[0]} × {size[1]},"
-                advice = ": take method velocity, or a smaller size"
+                advice = ": take method velocity" if shares_all_tokens(checked.cache) else ": give a smaller size"
             elif alone[rank] <= available:
                 parameter, what = "image", f"image, to be encoded as {size[0]} × {size[1]},"
             has = f"rank {rank}, which has {available / 1e9:.1f} GB free"

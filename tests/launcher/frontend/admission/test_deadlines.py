@@ -109,6 +109,15 @@ def test_a_request_that_takes_too_long_by_itself_is_told_so(run_folder: Path) ->
             metrics = (await client.metrics()).decode()
             assert 'krea2_requests_total{outcome="queue_full"} 2.0' in metrics  # so the openai client did not repeat it
             assert (await client.generate(PROMPT, steps=100, timeout_s=210)).seeds  # an estimate may be 1/4 too long
+            with pytest.raises(QueueFullError, match=r"about 25\d s by itself, and its timeout_s is 120:"):
+                await client.generate(PROMPT, steps=100, timeout_s=120)
+            cache = {"method": "velocity", "warmup_steps": 10, "max_consecutive": 3}
+            (saved,) = (await client.generate(PROMPT, steps=100, timeout_s=120, cache=cache)).computed
+            assert saved is not None
+            uncomputed = saved.of - saved.block_evaluations
+            assert uncomputed > saved.of / 2
+            metrics = (await client.metrics()).decode()
+            assert f'krea2_step_blocks_total{{kind="saved"}} {float(uncomputed)}' in metrics
 
     run(test())
 
