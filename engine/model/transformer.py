@@ -158,8 +158,9 @@ class Transformer(nn.Module):
         for block, follower in zip(self.visit(self._blocks, part, ahead), followers, strict=True):
             _, _, gate, factor, shift, last_gate = rows.vectors.unbind(1)
             update = block.attn(share.gather(rows.y), share, rows.rotations)
-            y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, share.own, fp8=block.ff.gate_up.takes_fp8)
-            update = block.ff(share.gather(y), share)
+            takes_fp8 = block.ff.gate_up.takes_fp8
+            rows.y = add_rms_norm_modulate_(x, update, gate, factor, shift, eps, share.own, fp8=takes_fp8)
+            update = block.ff(share.gather(rows.y), share)
             rows.vectors = follower.modulate(rows.modulation)
             factor, shift = rows.vectors[:, 0], rows.vectors[:, 1]
             rows.y = add_rms_norm_modulate_(x, update, last_gate, factor, shift, eps, share.own, fp8=follower.takes_fp8)
