@@ -98,4 +98,4 @@ def stage_work(queued: QueuedJob, costs: CostModel) -> float:
         return decode_s(queued, costs)
     if queued.plan is None:
         return queued.steps_left * costs.relative(queued.work)
-    return costs.relative(queued.plan.expected(queued.steps_left, 0))
+    return costs.relative(queued.plan.all_left(queued.steps_left))

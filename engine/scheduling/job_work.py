@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from engine.scheduling.cost import CostModel, Work
@@ -23,11 +23,21 @@ class JobWork:
     segments: tuple[int, ...]
     shape: Shape
     share: Share
+    _all_left: dict[int, tuple[float, Work]] = field(default_factory=dict, repr=False, compare=False)
 
     def packed(self, left: int) -> Work:
         """Return what a step may have to do, and needs memory for: all blocks also for halves that may be cached;
         nothing where no half goes through any."""
         return Work.of(self.segments[half] for half in self.shape.packed[left])
+
+    def all_left(self, left: int) -> Work:
+        """Return what is expected to be left to do from a step on. It is remembered while the share is what it was, as
+        every job in a queue is asked for it whenever something comes or a step is made."""
+        known = self._all_left.get(left)
+        if known is None or known[0] != self.share.value:
+            self._all_left.clear()
+            known = self._all_left[left] = self.share.value, self.expected(left, 0)
+        return known[1]
 
     def expected(self, left: int, until: int) -> Work:
         """Return what there is to do, by what is known of the share, from a step on until `until` are left."""

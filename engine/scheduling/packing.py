@@ -48,6 +48,9 @@ def pack(
         steps = queued.steps_left > 0
         if queued.is_denoised or (steps and packed.denoise and queued.work.tokens > room):
             continue
+        if steps and not packed.denoise and planned.must_wait(queued, state, token_budget):
+            blocked = True
+            continue
         if not queued.begun:
             tokens = sum(tokens for prompt, tokens in queued.prompts.items() if prompt not in prompts)
             picture = picture_to_encode(queued, held)
@@ -59,8 +62,10 @@ def pack(
             if places <= 0 or too_many_tokens or too_many_pixels:
                 continue
             if queued.state_bytes:
-                blocked = blocked or not planned.may_begin(queued, state)
-                if blocked:  # nor may one begin that comes later and holds less, or this one might wait for ever
+                blocked = blocked or not planned.may_begin(queued, state, token_budget)
+                if (
+                    blocked
+                ):  # nor may one begin that comes later and holds less, or who is passed over might wait for ever
                     continue
                 room -= planned.lost_tokens(state + queued.state_bytes) - planned.lost_tokens(state)
                 state += queued.state_bytes

@@ -8,14 +8,21 @@ from dataclasses import dataclass
 
 from engine.scheduling.policy import QueuedJob
 
+_MOST_LOST = 1 / 4  # of the tokens of a step, for the state of jobs
+
 
 @dataclass(frozen=True)
 class StateRoom:
-    """How many bytes of each rank the state of jobs may take beside a step of the whole token budget, and how many a
-    packed token of a step takes."""
+    """How many bytes of each rank there are for the state of jobs beside a step of the whole token budget, and how many
+    a packed token of a step takes."""
 
     bytes: int
     token_bytes: float
+
+    def tokens(self, held: int) -> int:
+        """Return how many packed tokens more than the budget a step has room for beside so many bytes of state: fewer
+        if negative."""
+        return math.floor((self.bytes - held) / self.token_bytes)
 
 
 class PlannedJobs:
@@ -53,13 +60,33 @@ class PlannedJobs:
         """The bytes that they hold of each rank."""
         return sum(queued.state_bytes for queued in self._begun.values())
 
-    def may_begin(self, queued: QueuedJob, held: int) -> bool:
-        """Whether there is room for what a job will hold beside so many bytes. Where nothing is held, there is."""
-        return self.room is None or not held or held + queued.state_bytes <= self.room.bytes
+    def may_begin(self, queued: QueuedJob, held: int, token_budget: int) -> bool:
+        """Whether a job may begin where so many bytes are held: where nothing is, or steps become smaller by a part of
+        the token budget at most. Else a rank whose steps may take all there is would save those of one at a time."""
+        if self.room is None or not held:
+            return True
+        return self.lost_tokens(held + queued.state_bytes) <= _MOST_LOST * token_budget
 
     def lost_tokens(self, held: int) -> int:
         """Return by how many packed tokens a step is to be smaller, where so many bytes are more than there is room
         for."""
-        if self.room is None or held <= self.room.bytes:
-            return 0
-        return math.ceil((held - self.room.bytes) / self.room.token_bytes)
+        return 0 if self.room is None else max(0, -self.room.tokens(held))
+
+    def must_wait(self, queued: QueuedJob, held: int, token_budget: int) -> bool:
+        """Whether a job, even alone in a step, has too little room beside so many bytes that are held, and another that
+        holds some of them can go on and give them back."""
+        return (
+            bool(held)
+            and not self._fits(queued, held, token_budget)
+            and any(
+                other is not queued and other.state_bytes and other.steps_left and self._fits(other, held, token_budget)
+                for other in self._begun.values()
+            )
+        )
+
+    def _fits(self, queued: QueuedJob, held: int, token_budget: int) -> bool:
+        """Whether a step of this job alone has room beside what others hold, of so many bytes in all."""
+        if self.room is None:
+            return True
+        others = held - queued.state_bytes if queued.job.job_id in self._begun else held
+        return queued.work.tokens <= token_budget + self.room.tokens(others)

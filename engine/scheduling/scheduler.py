@@ -33,7 +33,8 @@ class Scheduler:
 
     Jobs whose next step runs no block take it before anything else, together, since that takes next to no time; steps
     that may be cached count in full. planned: such jobs, and the memory for what they hold between steps, which bounds
-    how many begin; one always may, and makes steps smaller if it holds more.
+    how many begin; one always may, and makes steps smaller if it holds more. Who has too little room beside them, even
+    alone in a step, waits.
 
     decodes_in_turn: the ranks decode what a step hands over before they do another, instead of beside it.
 
