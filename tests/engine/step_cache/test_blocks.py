@@ -90,7 +90,16 @@ REQUESTS = [
     Request("a red circle above a blue star", 64, 96, steps=10, guidance=2.0),
     Request("two yellow stars", 64, 64, steps=9, seeds=(1,)),
     Request("a green heart", 48, 64, steps=10, guidance=1.0, negative_prompt="a red circle", seeds=(2,)),
-    Request("a large purple diamond", 64, 64, steps=8, guidance=2.0, seeds=(3,)),
+    Request(
+        "a large purple diamond",
+        64,
+        64,
+        steps=8,
+        guidance=2.0,
+        seeds=(3,),
+        mu=0.0,
+        sigmas=(1.0, 0.96, 0.9, 0.81, 0.7, 0.52, 0.3, 0.1),
+    ),
     Request("three cyan crosses", 96, 32, steps=10, guidance=3.0, seeds=(4,)),
 ]
 

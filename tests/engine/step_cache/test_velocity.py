@@ -31,6 +31,7 @@ PARABOLA = replace(LINE, order=2, warmup_steps=3, max_cached=2)
 LORA = Adapter(1, str(DEMO_LORAS["demo-outlined"]))
 PICTURE = Picture(9, 64, 48, masked=True)
 STEPS = 8
+SIGMAS = (0.98, 0.9, 0.8, 0.72, 0.6, 0.4, 0.2, 0.05)
 
 
 def make_jobs() -> list[Job]:
@@ -38,7 +39,7 @@ def make_jobs() -> list[Job]:
     guided = Request(
         "a red circle", guidance=2.0, negative_prompt="rain and snow", width=64, height=48, steps=STEPS, seeds=range(6)
     )
-    plain = Request("a green star on a black background", width=48, height=48, steps=STEPS, seeds=(7, 8))
+    plain = Request("a green star on a black background", width=48, height=48, steps=STEPS, seeds=(7, 8), sigmas=SIGMAS)
     jobs = jobs_of(DEMO_CHECKPOINT, [guided, plain])
     jobs[1] = replace(jobs[1], cache=LINE, guidance_window=(0.2, 0.8))
     jobs[2] = replace(jobs[2], guidance_window=(0.0, 0.5), guidance_outside="last", loras=((1, 0.7),))
