@@ -69,8 +69,8 @@ class SelectivePass:
         ahead = min(map(self._first, self._open), default=self._blocks)
         with nullcontext(self._layout) if whole else self._narrow(running) as layout:
             if running != self._packed.members:
+                self._ready = None  # before as many rows again are made
                 self._packed.pack(running, layout.share)
-                self._ready = None
             if self._ready is None:
                 modulation = self._modulation if whole else self._modulation.of(running)
                 around = modulation, layout.share, layout.rotations
