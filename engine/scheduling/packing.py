@@ -63,9 +63,7 @@ def pack(
                 continue
             if queued.state_bytes:
                 blocked = blocked or not planned.may_begin(queued, state, token_budget)
-                if (
-                    blocked
-                ):  # nor may one begin that comes later and holds less, or who is passed over might wait for ever
+                if blocked:  # nor may one that comes later and holds less, or the one passed over might wait for ever
                     continue
                 room -= planned.lost_tokens(state + queued.state_bytes) - planned.lost_tokens(state)
                 state += queued.state_bytes
