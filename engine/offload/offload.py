@@ -70,9 +70,8 @@ class BlockStream:
         sizes = [bucket.size for bucket in buckets.values()]
         count = min(prefetch + 1, len(sizes))
         self._slots = [ledger.allocate(slot_bytes(sizes, 0)) for _ in range(count)]
-        self._held: dict[
-            int, tuple[torch.Tensor, Wait]
-        ] = {}  # slots with a block, and its copy, which may be under way
+        # slots by the block that they hold, with the wait for its copy, which may be under way
+        self._held: dict[int, tuple[torch.Tensor, Wait]] = {}
         self._first = range(max(buckets) + 1)  # what the next pass is thought to begin with
         self._copy_next(self._first)
 

@@ -30,6 +30,11 @@ class StepCache:
     last_blocks: int = 0
     threshold: float = 0.12
 
+    def may_save(self, in_a_row: int, saved: int) -> bool:
+        """Whether a half may have one more step saved, after `in_a_row` without a computed one between, of `saved`
+        altogether."""
+        return in_a_row < self.max_consecutive and saved < self.max_cached
+
 
 # By the demo's pictures. Of 40 steps "quality" computes 19, and stays nearer to all 40 than DBCache (0.12, warm-up 8, 2
 # in a row, order 1) with 1.7 times fewer blocks; "fast" computes 15. Shorter warm-ups meet the first steps, where the

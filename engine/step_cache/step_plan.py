@@ -66,14 +66,12 @@ def _is_outside(job: PlannedJob, step: int) -> bool:
 def _plan_step(cache: StepCache, before: list[StepKind], left: int) -> StepKind:
     """Plan a step inside the window that is not the last, given what the half does in the steps before it. left: how
     many steps there are with this one."""
-    if len(before) < cache.warmup_steps or StepKind.COMPUTED not in before:
-        return StepKind.COMPUTED
-    if min(cache.max_consecutive, cache.max_cached) < 1:
+    if len(before) < cache.warmup_steps or StepKind.COMPUTED not in before or not cache.may_save(0, 0):
         return StepKind.COMPUTED
     if cache.method == "blocks":
         return StepKind.MAY_BE_CACHED
     in_a_row = before[::-1].index(StepKind.COMPUTED)
-    if in_a_row >= cache.max_consecutive or before.count(StepKind.FORECAST) >= cache.max_cached:
+    if not cache.may_save(in_a_row, before.count(StepKind.FORECAST)):
         return StepKind.COMPUTED
     if left == 2 and in_a_row:  # noise falls most in the last steps: half of a forecast's errors came from a run there
         return StepKind.COMPUTED

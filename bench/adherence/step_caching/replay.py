@@ -99,13 +99,13 @@ class _Limits:
     """How many steps of a half were saved: in a row, and altogether."""
 
     def __init__(self, cache: StepCache | None) -> None:
-        self._most = (0, 0) if cache is None else (cache.max_consecutive, cache.max_cached)
+        self._cache = cache
         self._in_a_row = self._saved = 0
 
     @property
     def allow(self) -> bool:
         """Whether another one may be."""
-        return self._in_a_row < self._most[0] and self._saved < self._most[1]
+        return self._cache is not None and self._cache.may_save(self._in_a_row, self._saved)
 
     def count(self, *, saved: bool) -> None:
         """Count a step of the half that was saved, or was computed."""

@@ -1,4 +1,4 @@
-"""A rank's rows of a batch of which some segments rest while others go on."""
+"""A rank's rows of a batch of which some segments go on while others are set aside."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from engine.parallel.row_share import RowShare
 class PackedRows:
     """Rows of the segments that are packed at present: `members`, by their index in the whole batch.
 
-    x: (own rows, width), of a batch that `share` divides. Of a marked segment it is known how it was then.
+    x: (own rows, width), of a batch that `share` divides. Of some segments there is a copy of how they were earlier.
     """
 
     def __init__(self, members: Sequence[int], share: RowShare, x: torch.Tensor) -> None:
         self.members, self.share, self.x = tuple(members), share, x
-        self._marks: dict[int, torch.Tensor] = {}  # own rows
-        self._resting: dict[int, torch.Tensor] = {}  # all rows, on every rank
+        self._earlier: dict[int, torch.Tensor] = {}  # own rows of packed segments
+        self._aside: dict[int, torch.Tensor] = {}  # all rows of the others, on every rank
 
     def of(self, segment: int) -> torch.Tensor:
         """View a packed segment's own rows."""
@@ -29,18 +29,18 @@ class PackedRows:
         """Say which of all rows of a packed segment are the own ones."""
         return self.share.own_of(self.members.index(segment))
 
-    def mark(self, segment: int) -> None:
-        """Remember how a packed segment is now."""
-        self._marks[segment] = self.of(segment).clone()
+    def copy(self, segment: int) -> None:
+        """Copy how a packed segment is now."""
+        self._earlier[segment] = self.of(segment).clone()
 
-    def is_marked(self, segment: int) -> bool:
-        """Whether it is known how a segment was."""
-        return segment in self._marks
+    def has_copy(self, segment: int) -> bool:
+        """Whether there is a copy of how a segment was."""
+        return segment in self._earlier
 
     def take_change(self, segment: int) -> torch.Tensor:
-        """Give what has been added to a marked segment's own rows since then, and forget the mark."""
-        mark = self._marks.pop(segment)
-        return torch.sub(self.of(segment), mark, out=mark)
+        """Give what has been added to a segment's own rows since it was copied, in place of the copy."""
+        earlier = self._earlier.pop(segment)
+        return torch.sub(self.of(segment), earlier, out=earlier)
 
     def gather(self, rows: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Gather all rows of packed segments, each in memory of its own, given the own ones of each."""
@@ -49,12 +49,12 @@ class PackedRows:
         return {segment: part.clone() for segment, part in self._views(rows).items()}
 
     def pack(self, members: Sequence[int], share: RowShare) -> None:
-        """Pack these segments instead, as `share` divides them; others rest."""
-        marks = self._views(self._marks)
-        self._resting.update(self._views({segment: self.of(segment) for segment in self.members}))
+        """Pack these segments instead, as `share` divides them, and set the others aside."""
+        earlier = self._views(self._earlier)
+        self._aside.update(self._views({segment: self.of(segment) for segment in self.members}))
         self.members, self.share = tuple(members), share
-        self.x = torch.cat([self._resting.pop(segment)[self.places(segment)] for segment in members])
-        self._marks = {segment: mark[self.places(segment)] for segment, mark in marks.items()}
+        self.x = torch.cat([self._aside.pop(segment)[self.places(segment)] for segment in members])
+        self._earlier = {segment: rows[self.places(segment)] for segment, rows in earlier.items()}
 
     def _views(self, rows: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """Gather all rows of packed segments, which may be parts of one tensor."""

@@ -43,7 +43,7 @@ class SelectivePass:
         halves have, so not at all without any."""
         self._packed, self._modulation = PackedRows(self._all, self._layout.share, x), modulation
         for segment in self._halves:
-            self._packed.mark(segment)
+            self._packed.copy(segment)
         begin = 0
         for stop in sorted({*map(self._first, self._halves), *map(self._end, self._halves), self._blocks}):
             self._run(range(begin, stop))
@@ -92,7 +92,7 @@ class SelectivePass:
         kept = {segment: change for segment, change in changes.items() if self._halves[segment].keeps}
         for segment, first in self._packed.gather(kept).items():
             self._halves[segment].note_computed(first)
-            self._packed.mark(segment)
+            self._packed.copy(segment)
 
     def _decide(self, changes: dict[int, torch.Tensor]) -> list[int]:
         """Say which of these segments are saved, given what the first blocks have added to the own rows of each."""
@@ -112,9 +112,7 @@ class SelectivePass:
 
     def _rejoin(self, segments: Sequence[int]) -> None:
         """Let segments run their last blocks, and keep what those before have added to those that ran them."""
-        changes = {
-            segment: self._packed.take_change(segment) for segment in segments if self._packed.is_marked(segment)
-        }
+        changes = {segment: self._packed.take_change(segment) for segment in segments if self._packed.has_copy(segment)}
         for segment, between in self._packed.gather(changes).items():
             self._halves[segment].note_between(between)
         self._skipping.difference_update(segments)

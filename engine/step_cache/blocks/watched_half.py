@@ -14,8 +14,8 @@ from engine.step_cache.step_plan import StepKind
 
 @dataclass(frozen=True)
 class WatchedHalf:
-    """A half in a step. is_open: its first blocks decide whether the step is saved, otherwise it is computed; keeps: a
-    later step may be saved by what the blocks add in this one, if it is computed."""
+    """A half in a step. is_open: its first blocks decide whether the step is saved; else it is computed. keeps: what
+    the blocks add in this step, if it is computed, is kept, since a later one may be saved by it."""
 
     cache: StepCache
     memory: HalfMemory
@@ -33,10 +33,9 @@ class WatchedHalf:
         is_open = (
             memory.plan[step] is StepKind.MAY_BE_CACHED
             and state.first is not None
-            and step - state.computed_at <= cache.max_consecutive
-            and state.saved < cache.max_cached
+            and cache.may_save(step - state.computed_at - 1, state.saved)
         )
-        keeps = step < memory.last_saved and state.saved < cache.max_cached
+        keeps = step < memory.last_saved and cache.may_save(0, state.saved)
         if not is_open and not keeps:
             memory.next = replace(memory.next, blocks=BlockState(saved=state.saved))
             return None
