@@ -36,7 +36,8 @@ function start(parameters) {
   const all = { ...parameters };
   const own = stepsOfLoras(parameters.loras);
   for (const [name, usual] of Object.entries({ steps, guidance })) {
-    if (!own) all[name] ??= usual;
+    if (name === "steps" && (all.sigmas || all.mu !== undefined)) all[name] ??= usual; // which a LoRA's schedule then is not
+    else if (!own) all[name] ??= usual;
     else if ([usual, own[name]].includes(all[name])) delete all[name]; // nobody has set it: the LoRA's go with its sigmas
   }
   new Job(all, { engine, announce, onPicture, onFieldError: showFieldError });

@@ -12,14 +12,20 @@ export const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"
 export const sentence = (text) => (/[.!?…]$/.test(text) ? text : `${text}.`);
 
 /** One line about how a picture was made: size, steps, guidance, step caching, seed, LoRAs, and what it started from. */
-export function settingsLine({ width, height, steps, guidance, cache, seed, loras, ...start }) {
+export function settingsLine({ width, height, steps, guidance, cache, seed, loras, ...rest }) {
   const parts = [`${width} × ${height}`];
   if (steps !== undefined) parts.push(plural(steps, "step"));
   if (guidance) parts.push(`guidance ${guidance}`);
+  if (guidance && guidedOf(rest)) parts.push(`guided ${guidedOf(rest)}`);
   if (cache) parts.push(`${cache} cache`);
   parts.push(`seed ${seed}`);
   const short = parts.map((part) => part.replaceAll(" ", "\u00a0")); // no line break inside a part
-  return [...short, ...(loras ?? []).map(({ name, strength }) => `${name} ${strength}`), ...startOf(start)].join(" · ");
+  return [...short, ...(loras ?? []).map(({ name, strength }) => `${name} ${strength}`), ...startOf(rest)].join(" · ");
+}
+
+/** "0.1 to 0.7", of the steps that are guided; "" for all. */
+export function guidedOf({ guidance_from: from, guidance_until: until }) {
+  return from === undefined && until === undefined ? "" : `${from ?? 0} to ${until ?? 1}`;
 }
 
 /** "computed 216 of 480 blocks (45 %)", of a picture whose steps were not all computed. */

@@ -6,8 +6,10 @@ import { LoraList } from "./loras.js";
 import { SAMPLES } from "./samples.js";
 import { SizeChoice } from "./sizes.js";
 
-const NUMBERS = ["n", "seed", "steps", "guidance"];
-const MORE = ["steps", "guidance", "negative_prompt", "cache", "output_format"]; // what "More" hides until it is opened
+const PARTS = ["guidance_from", "guidance_until", "mu"]; // of the schedule, empty for the server's
+const SCHEDULE = [...PARTS, "sigmas"];
+const NUMBERS = ["n", "seed", "steps", "guidance", ...PARTS];
+const MORE = ["steps", "guidance", "negative_prompt", "cache", ...SCHEDULE, "output_format"]; // what "More" hides until it is opened
 // names that the API also knows a parameter by
 const FIELD_OF = { num_images: "n", size: "width", num_inference_steps: "steps", guidance_scale: "guidance" };
 
@@ -117,12 +119,14 @@ export class Form {
     this.#keep();
   }
 
-  #set({ prompt, negative_prompt, width, height, steps, guidance, cache, seed, output_format, loras }) {
+  #set({ prompt, negative_prompt, width, height, steps, guidance, cache, sigmas, seed, output_format, loras, ...rest }) {
     element("prompt").value = prompt;
     element("negative_prompt").value = negative_prompt ?? "";
     element("steps").value = steps ?? "";
     element("guidance").value = guidance ?? "";
     element("cache").value = cache ?? "off";
+    element("sigmas").value = (sigmas ?? []).join(", ");
+    for (const name of PARTS) element(name).value = rest[name] ?? "";
     element("seed").value = seed;
     element("output_format").value = output_format;
     this.#loras.choose(loras ?? []);
@@ -133,7 +137,8 @@ export class Form {
   #settings() {
     const [width, height] = this.#sizes.chosen() ?? [number("width"), number("height")];
     const settings = { width, height, loras: this.#loras.read() ?? undefined };
-    for (const name of ["steps", "guidance", "seed"]) settings[name] = number(name);
+    for (const name of ["steps", "guidance", "seed", ...PARTS]) settings[name] = number(name);
+    settings.sigmas = readSigmas() ?? undefined;
     for (const name of ["prompt", "negative_prompt", "cache", "output_format"]) settings[name] = element(name).value;
     return Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== undefined));
   }
@@ -147,6 +152,7 @@ export class Form {
     keep(this.#model, set);
     element("reset").disabled = !this.#start.isChanged && Object.keys(set).every((name) => name === "prompt");
     element("more").classList.toggle("changed", MORE.some((name) => name in set) || this.#start.isMoreChanged);
+    element("schedule").classList.toggle("changed", SCHEDULE.some((name) => name in set));
   }
 
   /** Go back to the server's own settings; the prompt stays. */
@@ -220,6 +226,11 @@ export class Form {
       this.showError("prompt", "Say what to draw.");
       return null;
     }
+    const sigmas = readSigmas();
+    if (sigmas === null) {
+      this.showError("sigmas", "Enter numbers, as 1, 0.75, 0.5, 0.25.");
+      return null;
+    }
     const loras = this.#loras.read();
     if (!loras) {
       this.showError("loras", "Enter a number for each strength.");
@@ -235,6 +246,7 @@ export class Form {
     for (const name of NUMBERS) parameters[name] = number(name);
     parameters.negative_prompt = element("negative_prompt").value || undefined;
     parameters.cache = element("cache").value === "off" ? undefined : element("cache").value;
+    if (sigmas) Object.assign(parameters, { sigmas, steps: sigmas.length });
     parameters.loras = loras.length ? loras : undefined;
     return parameters;
   }
@@ -258,4 +270,13 @@ export class Form {
 function number(id) {
   const { value, valueAsNumber } = element(id);
   return value === "" ? undefined : valueAsNumber;
+}
+
+/** The noise levels, undefined for even ones, null for what are no numbers; a 0 at the end is where the last step ends. */
+function readSigmas() {
+  const words = element("sigmas").value.split(/[\s,]+/).filter(Boolean);
+  const sigmas = words.map(Number);
+  if (sigmas.at(-1) === 0) sigmas.pop();
+  if (!sigmas.every(Number.isFinite)) return null;
+  return sigmas.length ? sigmas : undefined;
 }

@@ -2,6 +2,7 @@
 
 const PREFIX = "krea2-settings/";
 const MAX_LORAS = 32;
+const MAX_MU = 10;
 const CACHES = ["off", "quality", "fast"];
 
 const text = (most) => (value) => typeof value === "string" && value.length <= most;
@@ -21,6 +22,10 @@ export function readKept({ model, limits, output_formats, max_lora_strength }) {
     guidance: within(0, limits.max_guidance),
     seed: whole(0, limits.max_seed),
     cache: (value) => CACHES.includes(value),
+    guidance_from: within(0, 1),
+    guidance_until: within(0, 1),
+    sigmas: (value) => Array.isArray(value) && value.length <= limits.max_steps && value.every(within(0, 1)),
+    mu: within(-MAX_MU, MAX_MU),
     output_format: (value) => output_formats.includes(value),
     loras: (value) =>
       Array.isArray(value) &&

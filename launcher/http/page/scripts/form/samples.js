@@ -12,7 +12,7 @@ export const SAMPLES = [
   ["a small white heart at the top on a green background", 5],
 ];
 const DRAWN_WITH = { width: 128, height: 128, steps: 8, guidance: 0 };
-const NOTHING_MORE = { negative_prompt: "", cache: "off", loras: [] };
+const NOTHING_MORE = { negative_prompt: "", cache: "off", sigmas: [], mu: "", guidance_from: "", guidance_until: "", loras: [] };
 const PROMPTS = [
   "a red fox asleep in fresh snow, early morning light, soft focus background",
   "a lighthouse on a cliff in a storm, oil painting with thick brush strokes",

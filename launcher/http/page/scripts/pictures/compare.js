@@ -1,7 +1,7 @@
 // Two pictures, side by side or one over the other, and in what their settings differ.
 
 import { before } from "../source/source.js";
-import { startOf } from "../text.js";
+import { guidedOf, startOf } from "../text.js";
 import { fit } from "./pixels.js";
 
 const SETTINGS = [
@@ -10,7 +10,10 @@ const SETTINGS = [
   ["Size", ({ parameters }) => `${parameters.width} × ${parameters.height}`],
   ["Steps", ({ parameters }) => parameters.steps],
   ["Guidance", ({ parameters }) => parameters.guidance],
+  ["Guided", ({ parameters }) => guidedOf(parameters)],
   ["Step caching", ({ parameters }) => parameters.cache],
+  ["Sigmas", ({ parameters }) => (parameters.sigmas ?? []).join(", ")],
+  ["Mu", ({ parameters }) => parameters.mu],
   ["Seed", ({ parameters }) => parameters.seed],
   ["LoRAs", ({ parameters }) => (parameters.loras ?? []).map(({ name, strength }) => `${name} ${strength}`).join(", ")],
   ["Started from", ({ parameters }) => startOf(parameters).join(", ")],

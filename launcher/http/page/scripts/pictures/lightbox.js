@@ -66,6 +66,8 @@ export class Lightbox {
     element("lightbox-prompt").textContent = parameters.prompt;
     const lines = [settingsLine(parameters)];
     if (parameters.negative_prompt) lines.push(`without: ${parameters.negative_prompt}`);
+    if (parameters.sigmas) lines.push(`sigmas ${parameters.sigmas.join(" ")}`);
+    if (parameters.mu !== undefined) lines.push(`mu ${parameters.mu}`);
     if (computed) lines.push(computedOf(computed));
     if (seconds) lines.push(`made in ${seconds < 10 ? seconds.toFixed(1) : Math.round(seconds)} s`);
     element("lightbox-settings").textContent = lines.join(" · ");

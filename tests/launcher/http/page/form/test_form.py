@@ -62,7 +62,10 @@ def test_settings_survive_a_reload_until_they_are_reset(page: Page, server: Fake
     page.get_by_label("4:3").check()
     page.locator("#output_format").select_option("webp")
     page.locator("#cache").select_option("fast")
-    generate(page, seed="7", steps="3", guidance="1.5", negative_prompt="squares")
+    page.get_by_text("Schedule", exact=True).click()
+    for name, value in {"Guide until": "0.7", "Sigmas": "1 0.5,  .25, 0", "Shift (mu)": "0"}.items():
+        page.get_by_label(name).fill(value)
+    generate(page, seed="7", steps="9", guidance="1.5", negative_prompt="squares")
     expect(pictures(page)).to_have_count(1)
     server.loras = server.loras[1:]
     reload(page)
@@ -74,6 +77,9 @@ def test_settings_survive_a_reload_until_they_are_reset(page: Page, server: Fake
     first, again = server.requests
     assert again == first | {"loras": [{"name": "ink", "strength": 0.5}]}
     assert (again["width"], again["steps"], again["output_format"], again["cache"]) == (144, 3, "webp", "fast")
+    assert (again["guidance_until"], again["sigmas"], again["mu"]) == (0.7, [1, 0.5, 0.25], 0)
+    assert "guidance_from" not in again
+    expect(page.locator("#schedule")).to_have_class("changed")
     server.settings = {"model": "another"}  # at the same address
     page.reload()
     expect(page.locator("#model")).to_have_text("another")
@@ -88,7 +94,7 @@ def test_settings_survive_a_reload_until_they_are_reset(page: Page, server: Fake
     page.get_by_role("button", name="Generate").click()
     expect(pictures(page)).to_have_count(3)
     assert (server.requests[2]["prompt"], server.requests[2]["steps"]) == (PROMPT, 4)
-    assert "cache" not in server.requests[2]
+    assert not {"cache", "guidance_until", "sigmas", "mu"} & server.requests[2].keys()
     assert page.evaluate(f"() => localStorage.getItem('{KEY}')") == json.dumps(
         {"prompt": PROMPT}, separators=(",", ":")
     )
@@ -100,6 +106,7 @@ def test_what_is_kept_is_not_trusted(page: Page, server: FakeServer) -> None:
         "{",
         json.dumps({"steps": 5000, "guidance": "1", "seed": -1, "width": 128, "output_format": "exe", "prompt": 7}),
         json.dumps({"width": 128, "height": 1e9, "loras": [{"name": "oil"}], "steps": 2.5, "cache": "x"}),
+        json.dumps({"sigmas": [1, "x"], "mu": 1e9, "guidance_from": -1, "guidance_until": "0.5"}),
         json.dumps({"loras": {"length": 1}, "seed": 2**60, "negative_prompt": "x" * 20_000, "guidance": 21}),
     ):
         page.evaluate("([key, kept]) => localStorage.setItem(key, kept)", [KEY, kept])
@@ -107,7 +114,7 @@ def test_what_is_kept_is_not_trusted(page: Page, server: FakeServer) -> None:
         generate(page)
         expect(page.locator(".job")).to_have_count(0)
     plain = {"prompt": PROMPT, "width": 128, "height": 128, "n": 1, "steps": 4, "guidance": 0, "output_format": "png"}
-    assert len(server.requests) == 4
+    assert len(server.requests) == 5
     for request in server.requests:
         assert request == plain | {"stream": True, "progress": True, "preview_every": 1}
 
@@ -173,3 +180,24 @@ def test_a_model_that_is_not_the_demo_has_prompts_to_begin_with_and_no_pictures(
     expect(pictures(page)).to_have_count(1)
     assert server.requests[0]["prompt"].startswith("a red fox")
     assert "seed" not in server.requests[0]
+
+
+def test_a_schedule_of_no_numbers_is_said_in_sight_and_a_lora_s_gives_way_to_the_form_s(
+    page: Page, server: FakeServer
+) -> None:
+    server.loras = [{"name": "fast", "strength": 1.0, "made_for": {"steps": 2, "sigmas": [1, 0.5], "mu": 0}}]
+    open_page(page, server)
+    page.get_by_label("fast", exact=True).check()
+    page.get_by_text("More", exact=True).click()
+    page.get_by_text("Schedule", exact=True).click()
+    page.get_by_label("Sigmas").fill("1, half")
+    page.get_by_text("More", exact=True).click()
+    generate(page, seed="7")
+    expect(page.get_by_text("Enter numbers, as 1, 0.75, 0.5, 0.25.")).to_be_in_viewport()
+    assert server.requests == []
+    page.get_by_label("Sigmas").fill("")
+    page.get_by_label("Shift (mu)").fill("1")
+    page.locator("#steps").fill("2")  # as the LoRA has it
+    page.get_by_role("button", name="Generate").click()
+    expect(pictures(page)).to_have_count(1)
+    assert (server.requests[0]["steps"], server.requests[0]["mu"]) == (2, 1)
