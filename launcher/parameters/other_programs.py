@@ -142,6 +142,13 @@ def dbcache(name: str, value: object) -> dict[str, object]:
     return cache
 
 
+def named_of_dbcache(message: str) -> str:
+    """Name what an error is about, a field of `cache`, as cache-dit's parameters do."""
+    for theirs, (own, _) in _OF_DBCACHE.items():
+        message = re.sub(rf"\bcache\.{own}\b", f"cache_dit_params.{theirs}", message)
+    return message
+
+
 def gate(name: str, value: object) -> float:
     """The fraction after which guidance is not computed anew: there its first step always is."""
     return number(name, value) or _FIRST_STEP

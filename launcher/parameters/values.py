@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -138,11 +139,17 @@ def _word(_: str, value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _finite(name: str, value: object) -> float:
+    if not math.isfinite(read := number(name, value)):
+        raise ArgumentError.of(name, "a finite number", value)
+    return read
+
+
 # The fields of a cache that is given as such, and how to read each.
 CACHE_FIELDS: Mapping[str, Callable[[str, Any], Any]] = {
     "method": _word,
     **dict.fromkeys(("warmup_steps", "max_consecutive", "order", "max_cached", "first_blocks", "last_blocks"), whole),
-    "threshold": number,
+    "threshold": _finite,
 }
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.errors import ArgumentError, Krea2Error, shortened
 from launcher.messages.parameter_names import PROMPTS, SYNONYMS
+from launcher.parameters.other_programs import named_of_dbcache
 
 _SHOWN = 40  # characters of a size
 _SECRET = (*PROMPTS, "messages")  # what has prompts, which errors do not show, since these are logged
@@ -30,6 +31,8 @@ def in_words_of(sent: Mapping[str, Any], error: Krea2Error, aliases: Mapping[str
         if name in ("width", "height") and size is not None:
             return ArgumentError(f"{size} {shortened(str(sent[size]), _SHOWN)}: {message}", parameter=size)
         told = next((alias for alias, own in aliases.items() if own == name and sent.get(alias) is not None), name)
+    if told == "cache_dit_params":
+        message = named_of_dbcache(message)
     if message.startswith(f"{name} "):
         message = told + message.removeprefix(name)
     return ArgumentError(message, parameter=told)

@@ -100,6 +100,8 @@ def check_window(request: Generate) -> tuple[float, float]:
         if not 0 <= fraction <= 1:  # NaN is neither
             raise ArgumentError.of(name, "between 0 and 1, a part of the schedule", fraction)
     if window[0] >= window[1]:
+        if window[1] == WHOLE[1]:  # which nobody has to have said
+            raise ArgumentError.of("guidance_from", f"below guidance_until, which is {window[1]:g}", window[0])
         allowed = f"above guidance_from, which is {window[0]:g} (without any guidance: guidance 0)"
         raise ArgumentError.of("guidance_until", allowed, window[1])
     if request.guidance_outside not in GUIDANCE_OUTSIDE:
@@ -113,9 +115,15 @@ def warn_of_nothing_saved(
     """Say what has no effect on images of so many steps, after those of the schedule that are skipped."""
     if window != WHOLE and not guided:
         yield "guidance_from and guidance_until were ignored: guidance is 0, so that there is none to leave out"
-    if cache is None or steps == 0:
+    if steps == 0:
         return
     plan = plan_of(_job(cache, window, guided=guided, steps=steps, skipped=skipped)) or ()
+    if guided and plan and all(kind is StepKind.LEFT_OUT for kind in plan[1]):
+        first, last = skipped / (skipped + steps), 1 - 1 / (skipped + steps)
+        begin = f"the {steps} steps begin at {first:.3g} to {last:.3g} of the schedule"
+        yield f"no step is guided: {begin}, none of them from {window[0]:g} to {window[1]:g}"
+    if cache is None:
+        return
     if not any(kind in (StepKind.MAY_BE_CACHED, StepKind.FORECAST) for half in plan for kind in half):
         yield f"cache saves nothing: {_why(cache.warmup_steps, steps)}"
 

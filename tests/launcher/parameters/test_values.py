@@ -83,3 +83,11 @@ def test_what_is_not_plain_is_refused_by_name(name: str, value: object, allowed:
         read({name: value})
     assert error.value.message.startswith(f"{name} must be {allowed}, got ")
     assert error.value.parameter == name
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), "1e999"])
+def test_a_threshold_that_is_not_finite_is_named(threshold: object) -> None:
+    with pytest.raises(ArgumentError) as error:
+        read({"cache": {"threshold": threshold}})
+    assert error.value.message.startswith("cache.threshold must be a finite number, got ")
+    assert error.value.parameter == "cache"

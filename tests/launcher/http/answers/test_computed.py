@@ -110,7 +110,7 @@ def test_a1111_does_so_too(server: tuple[TestClient, FakeLink]) -> None:
         (
             {"cache_dit_params": {"taylorseer_order": 2}},
             "cache_dit_params",
-            "cache.order must be between 0 and 1, got 2",
+            "cache_dit_params.taylorseer_order must be between 0 and 1, got 2",
         ),
         ({"cfg_gate_step": 1.5}, "cfg_gate_step", "cfg_gate_step must be between 0 and 1"),
     ],

@@ -23,7 +23,7 @@ from launcher.parameters.values import CACHE_FIELDS
 from launcher.requests.check import CheckedRequest, check
 from launcher.requests.plan import make_plan
 from launcher.requests.schedule.described import describe_cache
-from launcher.requests.schedule.saved_steps import check_shared
+from launcher.requests.schedule.saved_steps import check_shared, warn_of_nothing_saved
 from launcher.requests.tokenizer import Prompt
 
 TURBO = ModelConfig.from_folder(DEMO_CHECKPOINT)
@@ -151,6 +151,7 @@ def test_other_types_are_refused_when_they_come(cache: Any, message: str) -> Non
             {"guidance_from": 0.5, "guidance_until": 0.5},
             "guidance_until must be above guidance_from, which is 0.5 (without any guidance: guidance 0), got 0.5",
         ),
+        ({"guidance_from": 1.0}, "guidance_from must be below guidance_until, which is 1, got 1.0"),
         ({"guidance_outside": "first"}, "guidance_outside must be one of off, last, got 'first'"),
     ],
 )
@@ -190,7 +191,18 @@ def test_a_window_reaches_the_jobs() -> None:
             ("guidance_from and guidance_until were ignored: guidance is 0, so that there is none to leave out",),
         ),
         ({"guidance": 0.0, "guidance_until": 1.0}, ()),
+        ({"steps": 8, "guidance_from": 0.875}, ()),
+        (
+            {"steps": 8, "guidance_from": 0.9},
+            ("no step is guided: the 8 steps begin at 0 to 0.875 of the schedule, none of them from 0.9 to 1",),
+        ),
     ],
 )
 def test_what_has_no_effect_is_warned_of(parameters: dict[str, Any], warnings: tuple[str, ...]) -> None:
     assert checked(**parameters).warnings == warnings
+
+
+def test_a_picture_whose_steps_come_after_the_window_is_not_guided_and_that_is_said() -> None:
+    told = [*warn_of_nothing_saved(None, (0.0, 0.5), guided=True, steps=12, skipped=28)]
+    assert told == ["no step is guided: the 12 steps begin at 0.7 to 0.975 of the schedule, none of them from 0 to 0.5"]
+    assert not [*warn_of_nothing_saved(None, (0.0, 0.75), guided=True, steps=12, skipped=28)]
