@@ -12,7 +12,7 @@ from engine.device.devices import is_out_of_memory, release_tensors
 from engine.errors import OutOfMemoryError
 from engine.pictures.picture_encoder import PictureEncoder
 from engine.pictures.pixels import Pixels
-from engine.planning.step_memory import batch_bytes, decode_bytes, picture_encode_bytes
+from engine.planning.step_memory import batch_bytes, cache_bytes, decode_bytes, picture_encode_bytes
 from engine.rank.build import RankModel
 from engine.rank.image_decoder import ImageDecoder
 from engine.rank.job_state import JobState
@@ -74,7 +74,9 @@ class Recovery:
             self.failed.add(job_id)
             tokens = model.config.image_tokens(job.width, job.height)
             lengths = [len(ids) - PREFIX_TOKENS + tokens for ids in job.prompts]
-            needed = batch_bytes(model.config, lengths, model.engine.degrees, model.dtype.itemsize)
+            ranks = model.engine.degrees, model.dtype.itemsize
+            needed = batch_bytes(model.config, lengths, *ranks)
+            needed += cache_bytes(model.config, job.cache, lengths, tokens, *ranks)
             self._fail(job, "a step", max(needed, self._model.offload.encoding if begins else 0))
         handle.record()
         return handle

@@ -15,17 +15,18 @@ _CALM_STEPS = 200  # steps that had memory, after which they may be larger again
 class TokenBudget:
     """Says how many packed tokens a step may have: what pays by the warm-up, less for a while after memory ran out.
 
-    most: tokens of a step, if that much is free (`RankMemory.token_budget`).
+    most: tokens of a step, if that much is free (`RankMemory.token_budget`). best: what that would be, had memory never
+    run out.
     """
 
     def __init__(self) -> None:
-        self.most = self._best = _TOKEN_BUDGET  # `_best`: what `most` would be, had memory never run out
+        self.most = self.best = _TOKEN_BUDGET
         self._calm_steps = 0  # since it ran out
 
     def measured(self, tokens: int) -> None:
         """Take what the warm-up found: more than these tokens gained nothing."""
-        self._best = min(_TOKEN_BUDGET, max(_LEAST_BUDGET, tokens))
-        self.most = min(self.most, self._best)
+        self.best = min(_TOKEN_BUDGET, max(_LEAST_BUDGET, tokens))
+        self.most = min(self.most, self.best)
 
     def ran_out(self, images: int, tokens: int) -> None:
         """Shrink steps after one that was too large for the memory, unless it had a single image."""
@@ -36,6 +37,6 @@ class TokenBudget:
     def had_memory(self) -> None:
         """Note that a step had memory. Once enough have had it, steps may be larger again."""
         self._calm_steps += 1
-        if self._calm_steps >= _CALM_STEPS and self.most < self._best:
+        if self._calm_steps >= _CALM_STEPS and self.most < self.best:
             self._calm_steps = 0
-            self.most = min(self._best, math.ceil(self.most / _SHRINK))
+            self.most = min(self.best, math.ceil(self.most / _SHRINK))

@@ -183,7 +183,8 @@ class Dispatcher:
     def _fit_budget(self) -> None:
         memory = self.status.step_memory
         self.scheduler.token_budget = memory.token_budget(self._budget.most)
-        self.scheduler.planned.room = memory.state_room(self.scheduler.token_budget)
+        # what memory ran out for is not there for what images hold between steps
+        self.scheduler.planned.room = memory.state_room(memory.token_budget(self._budget.best))
 
     def send_steps(self) -> None:
         """Send steps as far ahead as they may be sent; those of the warm-up only when there is nothing else to do."""

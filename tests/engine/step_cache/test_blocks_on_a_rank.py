@@ -13,6 +13,7 @@ import torch
 from engine.config.demo_checkpoints import DEMO_CHECKPOINT
 from engine.config.engine_config import DIT_LAYERWISE
 from engine.offload.host_buffers import Copier, Wait
+from engine.rank.recovery import Recovery
 from engine.step import Job
 from engine.step_cache.settings import StepCache
 from tests.engine.rank.short_of_memory import OutOfMemory, Ranked
@@ -109,3 +110,13 @@ def test_a_step_that_was_broken_off_decides_the_same_again(
         for ours, theirs in zip(latents, expected[0], strict=True):
             assert relative_error(ours, theirs) <= 2e-5, seed
     ranked.rank.close()
+
+
+def test_a_step_that_fails_alone_says_what_it_needs_for_saved_ones_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[int] = []
+    monkeypatch.setattr(Recovery, "_fail", lambda _, job, what, needed: said.append(needed))
+    ranked, (job, _) = Ranked(), make_jobs()
+    for job_id, cache in enumerate((None, CACHE)):
+        ranked.execute(OutOfMemory(range(10**4)), start=(replace(job, job_id=job_id, cache=cache),), denoise=(job_id,))
+    ranked.rank.close()
+    assert said[0] < said[1]

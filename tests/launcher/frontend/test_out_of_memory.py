@@ -14,6 +14,7 @@ from engine.step import Step
 from launcher.client.async_client import AsyncClient
 from launcher.frontend.dispatcher import _MAX_DECODING
 from launcher.messages.rank_messages import JobFailed
+from launcher.requests.rank_memory import RankMemory
 from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
 from tests.launcher.frontend.fake_clock import FakeClock
 from tests.launcher.hollow_rank import HUNGRY_SEED
@@ -116,7 +117,13 @@ def test_a_job_that_was_cancelled_meanwhile_fails_for_nobody(run_folder: Path) -
     run(test())
 
 
-def test_steps_are_smaller_after_one_that_was_too_large(run_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_steps_are_smaller_after_one_that_was_too_large(
+    run_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what they leave is not for images to hold between steps."""
+    beside: list[int] = []  # tokens of a step
+    monkeypatch.setattr(RankMemory, "state_room", lambda _, tokens: beside.append(tokens))
+
     async def test() -> None:
         async with fake_engine(run_folder) as fakes, AsyncClient(fakes.address) as client:
             rank = fakes.ranks[0]
@@ -138,6 +145,7 @@ def test_steps_are_smaller_after_one_that_was_too_large(run_folder: Path, caplog
     lines = [vars(record)["fields"] for record in caplog.records if record.getMessage() == "out of memory"]
     assert [line["images"] for line in lines] == [4, 1]
     assert {line["token_budget"] for line in lines} == {int(0.75 * lines[0]["step_tokens"])}
+    assert len({*beside}) == 1
 
 
 def test_steps_grow_again_once_there_is_memory(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
