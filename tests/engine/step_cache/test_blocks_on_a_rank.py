@@ -117,6 +117,7 @@ def test_a_step_that_fails_alone_says_what_it_needs_for_saved_ones_too(monkeypat
     monkeypatch.setattr(Recovery, "_fail", lambda _, job, what, needed: said.append(needed))
     ranked, (job, _) = Ranked(), make_jobs()
     for job_id, cache in enumerate((None, CACHE)):
-        ranked.execute(OutOfMemory(range(10**4)), start=(replace(job, job_id=job_id, cache=cache),), denoise=(job_id,))
+        ranked.execute(start=(replace(job, job_id=job_id, cache=cache),), denoise=(job_id,))
+        ranked.execute(OutOfMemory(range(10**4)), denoise=(job_id,))
     ranked.rank.close()
     assert said[0] < said[1]
