@@ -76,6 +76,11 @@ class Job:
     guidance_outside: str = "off"
 
     @property
+    def halves(self) -> int:
+        """How many texts it has, for each of which a step computes a velocity."""
+        return len(self.prompts)
+
+    @property
     def prompts(self) -> tuple[tuple[int, ...], ...]:
         """What is to be encoded: the prompt and, when the image is guided, the negative prompt; none without steps."""
         if self.steps == 0:

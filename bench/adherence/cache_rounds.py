@@ -62,15 +62,15 @@ class Tally:
             self.worst = pair
 
     def times_as_fast(self, first: Tally) -> float:
-        """By the seconds of the rounds, each compared with the other's of the same prompts: the median."""
+        """Compare seconds, round by round of the same prompts. Returns the median."""
         return median(other / own for own, other in zip(self.seconds, first.seconds, strict=True))
 
     def times_fewer_blocks(self, of: int) -> float:
-        """of: the evaluations of a picture of which nothing is saved."""
+        """Compare evaluations with those of a picture of which nothing is saved, which are `of`."""
         return of / fmean(self.evaluations)
 
     def changed(self, first: Tally) -> tuple[list[int], list[int]]:
-        """The seeds of pictures that are right in the first way alone, and in this one alone: lost and gained."""
+        """List the seeds of pictures that are right in the first way alone, and in this one alone: lost and gained."""
         pairs = [
             (before.right, after.right, after.case.seed)
             for before, after in zip(first.judged, self.judged, strict=True)
@@ -81,8 +81,9 @@ class Tally:
 def draw_rounds(
     client: Draws, model: Model, ways: Sequence[Way], cases: Sequence[Case], shown: int = 0, size: int = ROUND
 ) -> list[Tally]:
-    """One of each way, in their order, the first of which is the one that the others are compared with. shown: how many
-    of the first pictures to keep; size: prompts of a round. Raises what `Client.generate` does."""
+    """Draw and judge every case in every way. Returns a tally of each, in their order; the first way is that with which
+    the others are compared. shown: how many of the first pictures to keep; size: prompts of a round. Raises what
+    `Client.generate` does."""
     tallies = [Tally(way) for way in ways]
     _draw(client, ways[0], cases[:IN_FLIGHT])  # what is slow the first time
     with tqdm(total=len(cases) * len(ways), unit="picture", leave=False, disable=None) as bar:

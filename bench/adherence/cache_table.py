@@ -41,7 +41,7 @@ def run(engine: Engine, cases: Sequence[Case], options: argparse.Namespace) -> l
 
 
 def figures(tally: Tally, first: Tally, model: Model, measured: Measured | None) -> dict[str, Any]:
-    """All that is said of a way, for a line of JSON; None for an infinite PSNR, of pictures that are the same."""
+    """Say all of a way, for a line of JSON; None for an infinite PSNR, of pictures that are the same."""
     real = model.real_schedule(tally.way)
     of = model.schedule(first.way).block_evaluations
     real_of, real_mean = model.real_schedule(first.way).block_evaluations, fmean(tally.real_evaluations)
@@ -75,7 +75,7 @@ def figures(tally: Tally, first: Tally, model: Model, measured: Measured | None)
 
 
 def markdown(rows: Sequence[dict[str, Any]], model: Model, measured: Measured | None) -> list[str]:
-    """The lines of the table, as docs/speed.md has it."""
+    """Write the lines of the table, as docs/speed.md has it."""
     first = rows[0]
     real = f"at {BLOCKS} blocks, {first['real_steps']} steps: of {first['real_of']:,}"
     header = (
@@ -93,7 +93,7 @@ def markdown(rows: Sequence[dict[str, Any]], model: Model, measured: Measured | 
 
 
 def tiles(tallies: Sequence[Tally]) -> list[Tile]:
-    """A row for each way: the first pictures, and the worst one after what it is if nothing is saved."""
+    """Lay out a row for each way: the first pictures, and the worst one after what it is if nothing is saved."""
     empty = Tile(Image.new("RGB", (1, 1), (255, 255, 255)), "")
     made = []
     for tally in tallies:

@@ -139,7 +139,7 @@ class Denoiser:
     def _denoise_of(
         self, segments: Segments, states: Sequence[JobState], layout: Layout, group: Group
     ) -> Callable[..., torch.Tensor] | None:
-        """What is to stand in for `Transformer.denoise`, if anything."""
+        """Choose what stands in for `Transformer.denoise`, if anything does."""
         watched = [_watch(state, half) for state, half in segments]
         if any(watched):
 
@@ -185,7 +185,7 @@ class Denoiser:
 
 
 def _images(segments: Segments) -> list[JobState]:
-    """The jobs of a batch, each once."""
+    """List the jobs of a batch, each once."""
     return list({state.job.job_id: state for state, _ in segments}.values())
 
 

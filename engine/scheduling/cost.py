@@ -55,7 +55,7 @@ NO_WORK = Work(0, 0, 0.0)  # of a step that goes through no block
 
 class CostModel:
     """Seconds of denoise steps, of encoding prompts and pictures, and of decoding; None where nothing has been measured
-    yet. shares: how much steps run that may be cached. blocks: of the model."""
+    yet. shares: what part of the blocks is run in steps that may be cached. blocks: of the model."""
 
     def __init__(self, blocks: int = 28) -> None:
         self.shares = Shares(blocks)

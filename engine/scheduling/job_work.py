@@ -18,7 +18,7 @@ _SHAPES = 256  # of plans that are kept: jobs of the same settings share one
 @dataclass(frozen=True)
 class JobWork:
     """The steps of a job whose halves are not all computed in all of them. A step is named by how many are left with
-    it. segments: of its halves, in tokens. share: of the blocks, that steps run that may be cached."""
+    it. segments: of its halves, in tokens. share: what part of the blocks is run in steps that may be cached."""
 
     segments: tuple[int, ...]
     shape: Shape
@@ -55,8 +55,8 @@ class JobWork:
 
 @dataclass(frozen=True)
 class _Left:
-    """What is left of a plan, in steps: of each half those that are computed and that may be cached, and those in which
-    some half is computed, and in which none is and some may be cached."""
+    """How many steps are left of a plan. sure, maybe: of each half, those that are computed, and that may be cached.
+    sure_passes: in which some half is computed; maybe_passes: in which none is, and some may be cached."""
 
     sure: tuple[int, ...]
     maybe: tuple[int, ...]
@@ -106,7 +106,7 @@ class Shape:
 class _Planned:
     """What a plan depends on, of a job."""
 
-    prompts: tuple[tuple[int, ...], ...]
+    halves: int
     steps: int
     skipped_steps: int
     cache: StepCache | None
@@ -117,8 +117,7 @@ def work_of(job: Job, segments: tuple[int, ...], costs: CostModel) -> JobWork | 
     """Look up what a job's steps have to do; None where each is computed, and has the same to do."""
     if job.steps == 0 or (job.cache is None and job.guidance_window == WHOLE):
         return None
-    halves = ((),) * len(job.prompts)
-    shape = _shape(_Planned(halves, job.steps, job.skipped_steps, job.cache, job.guidance_window))
+    shape = _shape(_Planned(job.halves, job.steps, job.skipped_steps, job.cache, job.guidance_window))
     if shape is None:
         return None
     share = _CERTAIN

@@ -23,7 +23,7 @@ class PlannedJob(Protocol):
     """What a plan depends on: see `engine.step.Job`."""
 
     @property
-    def prompts(self) -> tuple[tuple[int, ...], ...]: ...
+    def halves(self) -> int: ...
     @property
     def steps(self) -> int: ...
     @property
@@ -37,10 +37,9 @@ class PlannedJob(Protocol):
 def plan_of(job: PlannedJob) -> tuple[tuple[StepKind, ...], ...] | None:
     """Plan each half's steps, the prompt's half first. None where all are computed because nothing else was asked for:
     no cache, and no window or no guidance that it could leave out."""
-    halves = len(job.prompts)
-    if job.cache is None and (halves < 2 or job.guidance_window == WHOLE):
+    if job.cache is None and (job.halves < 2 or job.guidance_window == WHOLE):
         return None
-    return tuple(_plan_half(job, guiding=half > 0) for half in range(halves))
+    return tuple(_plan_half(job, guiding=half > 0) for half in range(job.halves))
 
 
 def _plan_half(job: PlannedJob, guiding: bool) -> tuple[StepKind, ...]:

@@ -71,7 +71,7 @@ def _parameters(made: Mapping[str, Any], loras: list[Mapping[str, Any]]) -> str:
 
 
 def _saved(made: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for of its steps and was computed: words of ours, since A1111 has none."""
+    """Say what was asked for of its steps and what was computed: in words of ours, since A1111 has none."""
     cache, computed = made.get("cache"), made.get("computed")
     fields = ", ".join(f"{name}={value}" for name, value in cache.items()) if isinstance(cache, Mapping) else cache
     return {

@@ -14,15 +14,16 @@ MEANS_CONSTANT, DEVIATIONS_CONSTANT = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
 def psnr(first: Image.Image, second: Image.Image) -> float:
-    """Peak signal-to-noise ratio over all pixels and channels in decibels; infinite where they are equal. Both RGB."""
+    """Measure the peak signal-to-noise ratio over all pixels and channels, in decibels: infinite where they are equal.
+    Both RGB."""
     error = float(np.mean((_values(first) - _values(second)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(PEAK**2 / error)
 
 
 def ssim(first: Image.Image, second: Image.Image) -> float:
-    """Mean structural similarity, at most 1, where they are equal: of every channel, over all windows that lie inside
-    of the picture. That is what scikit-image gives with `gaussian_weights=True, use_sample_covariance=False`. Both RGB,
-    of `WINDOW` pixels or more a side."""
+    """Measure the mean structural similarity, at most 1, where they are equal: of every channel, over all windows that
+    lie inside of the picture. That is what scikit-image gives with `gaussian_weights=True,
+    use_sample_covariance=False`. Both RGB, of `WINDOW` pixels or more a side."""
     a, b = _values(first), _values(second)
     mean_a, mean_b = _windowed(a), _windowed(b)
     deviation_a = _windowed(a * a) - mean_a**2
@@ -39,7 +40,7 @@ def _values(picture: Image.Image) -> np.ndarray:
 
 
 def _windowed(values: np.ndarray) -> np.ndarray:
-    """The mean in every window, weighed by a Gaussian: (height − 10, width − 10, channels)."""
+    """Take the mean in every window, weighed by a Gaussian: (height − 10, width − 10, channels)."""
     distance: np.ndarray = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(distance**2) / (2 * SPREAD**2))
     weights /= weights.sum()

@@ -28,7 +28,7 @@ class Measured:
 
 
 def measured_h200(folder: Path = RESULTS) -> Measured | None:
-    """What the newest files of results say; None if none has a step and an image of one half."""
+    """Read what the newest files of results say; None if none has a step and an image of one half."""
     lines = [json.loads(line) for file in sorted(folder.glob("*.jsonl")) for line in file.read_text().splitlines()]
     fitting = [line for line in lines if _fits(line)]
     steps = [line for line in fitting if line["benchmark"] == "step" and line["images"] == 1]

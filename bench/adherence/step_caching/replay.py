@@ -21,9 +21,9 @@ class Schedule:
     window: tuple[float, float] = WHOLE
 
     @property
-    def prompts(self) -> tuple[tuple[int, ...], ...]:
-        """One for each half, whatever they say."""
-        return ((),) * (2 if self.guided else 1)
+    def halves(self) -> int:
+        """Of each image: its prompts."""
+        return 2 if self.guided else 1
 
     @property
     def skipped_steps(self) -> int:
@@ -38,7 +38,7 @@ class Schedule:
     @property
     def block_evaluations(self) -> int:
         """All of them, if nothing is saved."""
-        return self.steps * self.blocks * len(self.prompts)
+        return self.steps * self.blocks * self.halves
 
 
 def replay(ran: Sequence[Sequence[int]], made: Schedule, target: Schedule) -> int:
@@ -90,7 +90,8 @@ def _decisions(ran: Sequence[int], plan: Sequence[StepKind], made: Schedule) -> 
 
 
 def _nearest(decisions: dict[int, bool], place: float) -> bool:
-    """The decision of the step whose middle is nearest to `place`, in steps; the earlier one of two. False of none."""
+    """Look up the decision of the step whose middle is nearest to `place`, in steps; the earlier one of two. False of
+    none."""
     step = min(decisions, key=lambda step: abs(step + 0.5 - place), default=None)
     return step is not None and decisions[step]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +14,24 @@ from engine.config.model_config import ModelConfig
 from engine.errors import ArgumentError
 from engine.step_cache.settings import PRESETS, StepCache
 from engine.step_cache.step_plan import WHOLE
-
-_OF_BLOCKS_ALONE = ("first_blocks", "last_blocks", "threshold")
+from launcher.requests.schedule.described import saved_settings
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to draw: preset, the name of a cache's settings, or cache, the settings themselves; steps, None for the
-    model's own. window, outside: of guidance, see `Generate`."""
+    """A way to draw. steps: None for the model's own. window, outside: of guidance, see `Generate`."""
 
     name: str
-    preset: str = ""
     cache: StepCache | None = None
     steps: int | None = None
     window: tuple[float, float] = WHOLE
     outside: str = "off"
 
     @property
-    def settings(self) -> StepCache | None:
-        """The cache's, whether by name or not."""
-        return PRESETS[self.preset] if self.preset else self.cache
-
-    @property
     def parameters(self) -> dict[str, Any]:
         """Of `Client.generate`; nothing that is as it is without."""
-        given: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
-        if self.preset:
-            given["cache"] = self.preset
-        elif self.cache is not None:
-            unused = _OF_BLOCKS_ALONE if self.cache.method != "blocks" else ()
-            given["cache"] = {name: value for name, value in asdict(self.cache).items() if name not in unused}
-        if self.window != WHOLE:
-            begin, end = self.window
-            given |= {"guidance_from": begin, "guidance_until": end, "guidance_outside": self.outside}
-        return given
+        steps: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
+        return steps | saved_settings(self.cache, self.window, self.outside)
 
 
 @dataclass(frozen=True)
@@ -61,7 +45,7 @@ class Model:
 
     @classmethod
     def of(cls, model: str) -> Model:
-        """model: a demo's name, or a folder in the diffusers layout. Raises `CheckpointError`."""
+        """Look at a model: a demo's name, or a folder in the diffusers layout. Raises `CheckpointError`."""
         config = ModelConfig.from_folder(DEMO_CHECKPOINTS.get(model, Path(model)))
         guided = config.default_guidance > 0
         return cls(config.default_steps, guided, config.transformer.num_layers, config.is_distilled)
@@ -72,11 +56,11 @@ class Model:
         return TURBO_WAYS if self.distilled else RAW_WAYS
 
     def schedule(self, way: Way) -> Schedule:
-        """What a way makes of the steps."""
-        return Schedule(way.steps or self.steps, self.guided, self.blocks, way.settings, way.window)
+        """Plan the steps of a way."""
+        return Schedule(way.steps or self.steps, self.guided, self.blocks, way.cache, way.window)
 
     def real_schedule(self, way: Way) -> Schedule:
-        """The same at the size of Krea 2 and in its steps, or in the same part of them."""
+        """Plan the same at the size of Krea 2 and in its steps, or in the same part of them."""
         real = TURBO_STEPS if self.distilled else RAW_STEPS
         steps = round(real * (way.steps or self.steps) / self.steps)
         return replace(self.schedule(way), steps=steps, blocks=BLOCKS)
@@ -92,10 +76,10 @@ def _velocity(warmup_steps: int, max_consecutive: int, order: int = 1) -> StepCa
 
 RAW_WAYS = (
     Way("nothing saved"),
-    Way("quality", preset="quality"),
-    Way("fast", preset="fast"),
-    Way("quality, guided until 0.7", preset="quality", window=(0.0, 0.7)),
-    Way("fast, guided until 0.7", preset="fast", window=(0.0, 0.7)),
+    Way("quality", cache=PRESETS["quality"]),
+    Way("fast", cache=PRESETS["fast"]),
+    Way("quality, guided until 0.7", cache=PRESETS["quality"], window=(0.0, 0.7)),
+    Way("fast, guided until 0.7", cache=PRESETS["fast"], window=(0.0, 0.7)),
     Way("guided until 0.7", window=(0.0, 0.7)),
     Way("guided until 0.5", window=(0.0, 0.5)),
     Way("guided until 0.7, then the last difference", window=(0.0, 0.7), outside="last"),
@@ -109,7 +93,7 @@ RAW_WAYS = (
 )
 TURBO_WAYS = (
     Way("nothing saved"),
-    Way("fast", preset="fast"),  # `quality` saves none of 8 steps
+    Way("fast", cache=PRESETS["fast"]),  # `quality` saves none of 8 steps
     Way("8 steps, forecast", cache=_velocity(3, 1)),
     Way("8 steps, forecast of order 0", cache=_velocity(3, 1, order=0)),
     Way("6 steps", steps=6),
@@ -125,7 +109,7 @@ TURBO_WAYS = (
 
 
 def ways_named(ways: Sequence[Way], names: Sequence[str] | None) -> list[Way]:
-    """The first, with which all are compared, and those of these names; all where there are none. Raises
+    """Choose the first, with which all are compared, and those of these names; all where there are none. Raises
     `ArgumentError` for a name that no way has."""
     known = {way.name: way for way in ways}
     unknown = [name for name in names or () if name not in known]

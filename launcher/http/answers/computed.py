@@ -33,11 +33,11 @@ def computed_object(computed: Computed) -> dict[str, object]:
 
 
 def of_image(computed: Computed | None) -> dict[str, object]:
-    """The field `computed` of an image, if there is anything to tell."""
+    """Make the field `computed` of an image, if there is anything to tell."""
     return {} if computed is None else {"computed": computed_object(computed)}
 
 
 def of_all(computed: Iterable[Computed | None]) -> dict[str, object]:
-    """The field `computed` of an answer that tells of all its images in one."""
+    """Make the field `computed` of an answer that tells of all its images in one."""
     told = [computed_object(each) for each in computed if each is not None]
     return {"computed": told} if told else {}

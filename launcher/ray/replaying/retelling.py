@@ -53,8 +53,8 @@ def routing_key(request: Generate) -> str | None:
 
 
 def work_of(request: Generate, usual: Usual) -> float:
-    """How much there is to do, in denoise steps times pixels, two for each with guidance, less what is expected to be
-    saved of them."""
+    """Reckon how much there is to do, in denoise steps times pixels, two for each with guidance, less what is
+    expected to be saved of them."""
     steps = sum(sigma > 0 for sigma in request.sigmas) or (usual.steps if request.steps is None else request.steps)
     pixels = (request.width or usual.width) * (request.height or usual.height)
     guidance = usual.guidance if request.guidance is None else request.guidance
