@@ -129,6 +129,12 @@ class LikeNoPipeline:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
 
+def _plain(value: Any) -> Any:
+    """A number of numpy or torch as one of Python; anything else as it is."""
+    is_one = hasattr(value, "item") and getattr(value, "ndim", 0) == 0
+    return value.item() if is_one else value
+
+
 def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, dict[str, bytes], tuple[str, ...]]:
     """Make the message for the keywords of a call. Returns the files of its pictures and warnings, too.
 
@@ -142,8 +148,8 @@ def make_request(prompt: str, given: Parameters, call: str) -> tuple[Generate, d
         if isinstance(value, str) and not value and SYNONYMS.get(name, name) in PICTURES:
             raise ArgumentError.of(name, KINDS, value)  # a path that was not filled in is no wish for text alone
         if name in KNOWN or name in OTHERS or name == "extra_body":
-            is_one = hasattr(value, "item") and getattr(value, "ndim", 0) == 0  # a number of numpy or torch
-            named[name] = value.item() if is_one else value
+            is_object = isinstance(value, dict)
+            named[name] = {key: _plain(each) for key, each in value.items()} if is_object else _plain(value)
         elif name not in INSTEAD:
             near = difflib.get_close_matches(name, [*KNOWN, "callback", "progress"], n=1)
             hint = f": did you mean {near[0]!r}?" if near else f"; help(client.{call}) lists all"

@@ -86,6 +86,8 @@ def test_what_is_easily_said_otherwise_is_understood() -> None:
     request, _, _ = make_request("x", given, "")
     assert (type(request.seed), request.seed, type(request.guidance), request.output_format) == (int, 7, float, "jpeg")
     assert request.loras == (LoraChoice(name="a"),)
+    cached, _, _ = make_request("x", {"cache": {"warmup_steps": np.int64(3), "threshold": np.float32(0.5)}}, "")
+    assert cached.cache == CacheChoice(warmup_steps=3, threshold=0.5)
 
 
 @pytest.mark.parametrize(
