@@ -74,7 +74,8 @@ class StepMemory:
         """plan: what `plan_of` makes. reuses_difference: where guidance is left out, the last one is added again."""
         order = 0 if cache is None else cache.order
         self.halves = [HalfMemory(half, order) for half in plan]
-        self._reuses_difference = reuses_difference
+        # the last step in which it is added again, -1 without any
+        self._last_reuse = _last(StepKind.LEFT_OUT, plan[-1]) if reuses_difference else -1
         self._difference: torch.Tensor | None = None  # (image tokens, in_channels) float32
         self._next_difference: torch.Tensor | None = None
 
@@ -105,7 +106,7 @@ class StepMemory:
             return velocities[0]
         if len(velocities) == 2:
             difference = velocities[0] - velocities[1]
-            if self._reuses_difference:
+            if step < self._last_reuse:
                 self._next_difference = difference
         elif self._difference is not None:
             difference = self._difference

@@ -118,6 +118,7 @@ def as_choice(lora: object) -> object:
 
 
 def step_cache(name: str, value: object) -> str:
+    """Read whether steps are to be saved, by what ours is called."""
     return "quality" if switch(name, value) else "off"
 
 
@@ -150,7 +151,7 @@ def named_of_dbcache(message: str) -> str:
 
 
 def gate(name: str, value: object) -> float:
-    """The fraction after which guidance is not computed anew: there its first step always is."""
+    """Read the fraction after which guidance is not computed anew: there its first step always is."""
     return number(name, value) or _FIRST_STEP
 
 

@@ -73,6 +73,14 @@ def test_a_step_that_was_broken_off_leaves_nothing_and_is_the_same_when_it_is_ta
     assert memory.blocks_run == (0, 0)
 
 
+def test_no_difference_is_kept_for_steps_that_are_all_guided() -> None:
+    guided = StepMemory([[C, C, F, C]] * 2, StepCache("velocity", 2, 1, 1, 9), reuses_difference=True)
+    for step in range(4):
+        take(guided, step, *torch.randn(len(guided.running(step)), 4, 4))
+        guided.commit()
+        assert guided._difference is None
+
+
 def test_before_there_was_any_difference_none_is_added() -> None:
     late = StepMemory([[C, C], [OUT, C]], reuses_difference=True)
     velocity = torch.randn(4, 4)
