@@ -91,12 +91,16 @@ class RankMemory:
             parameter, what = "width", f"width × height {size[0]} × {size[1]}"
             advice = ": give a smaller size" if pictured else ""
             if uncached[rank] <= available:
-                parameter, what = "cache", f"cache, for an image of {size[0]} × {size[1]},"
-                advice = ": take method velocity" if shares_all_tokens(checked.cache) else ": give a smaller size"
+                parameter = "guidance_outside" if checked.cache is None else "cache"  # "last" keeps a difference
+                what, advice = f"{parameter}, for an image of {size[0]} × {size[1]},", ": without it there is enough"
+                if shares_all_tokens(checked.cache):
+                    advice = ": method velocity needs less, and without cache there is enough"
             elif alone[rank] <= available:
                 parameter, what = "image", f"image, to be encoded as {size[0]} × {size[1]},"
-            has = f"rank {rank}, which has {available / 1e9:.1f} GB free"
-            raise ArgumentError(f"{what} needs about {wanted / 1e9:.1f} GB on {has}{advice}", parameter=parameter)
+            unit, digits, name = (1e9, 1, "GB") if wanted >= 1e9 else (1e6, 2, "MB")
+            has = f"rank {rank}, which has {available / unit:.{digits}f} {name} free"
+            told = f"{what} needs about {wanted / unit:.{digits}f} {name} on {has}{advice}"
+            raise ArgumentError(told, parameter=parameter)
 
     def cache_bytes(self, image: Job | CheckedRequest, segments: Sequence[int]) -> int:
         """Reckon the bytes of each rank that an image takes for its steps that are saved. segments: in tokens."""

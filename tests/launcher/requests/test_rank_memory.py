@@ -108,6 +108,9 @@ def test_a_cache_is_let_in_where_what_it_keeps_fits_beside_the_image_and_the_err
         with pytest.raises(ArgumentError, match="cache, for an image of 1024 × 1024, needs about") as error:
             replace(memory, free=(enough - 1,)).check(plan, saving(cache))
         assert error.value.parameter == "cache"
+    reusing = saving(None, guidance_window=(0, 0.5), guidance_outside="last")
+    with pytest.raises(ArgumentError, match=r"guidance_outside, for an image of .*: without it there is enough"):
+        replace(memory, free=(without + velocity,)).check(plan, reusing)
     with pytest.raises(ArgumentError) as error:
         replace(memory, free=(without - 1,)).check(plan, saving(BLOCKS))
     assert error.value.parameter == "width"
