@@ -19,7 +19,7 @@ from launcher.cli.explain import ExplainedCommand, Explaining, explain_option
 from launcher.cli.options.as_typed import LineError
 from launcher.cli.options.engine_options import configure_engine, engine_options
 from launcher.cli.options.numbers import WHOLE_NUMBER
-from launcher.cli.options.schedule import read_schedule, schedule_options
+from launcher.cli.options.schedule import schedule_fields, schedule_options
 from launcher.cli.pictures import Pictures, picture_options
 from launcher.cli.progress import GenerateProgress
 from launcher.cli.prompts import Asked, collect
@@ -102,7 +102,7 @@ def generate(
       krea2 generate --prompts prompts.txt -o images/{index:03}-{seed}.jpg
     """
     asked = collect(prompts, prompt, prompts_file)
-    settings = {name: options[name] for name in _SETTINGS} | read_schedule(options)
+    settings = {name: options[name] for name in _SETTINGS} | schedule_fields(options)
     settings |= {"num_images": num_images, "metadata": not no_metadata, "explain": explain is not None}
     pictures = Pictures(options, [each.pictures for each in asked], prompts_file)
     if size is not None:

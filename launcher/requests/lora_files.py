@@ -185,7 +185,7 @@ def schedules_of(opened: Mapping[str, AdapterFile], merged: Mapping[str, Adapter
 
 
 def read_schedules(config: FrontendConfig, model: ModelConfig) -> LoraSchedules:
-    """Say it of the files of a configuration, which have been checked. Raises `LoraError`."""
+    """Say it of the LoRAs of a configuration, whose files are readable. Raises `LoraError`."""
     lenient, folder = config.engine.lora_lenient, config.lora_dir
 
     def opened(path: str) -> AdapterFile:

@@ -34,23 +34,23 @@ _OPTIONS = (
         help="Of the other steps: no guidance, or that of the last guided step.  [default: off]",
     ),
 )
-# Those that are left out where they are not given, and the readers that some have.
-_SETTINGS = ("sigmas", "cache", "guidance_from", "guidance_until", "guidance_outside")
+# What has a reader, and is left out of a request where it is not given.
+_READ = ("sigmas", "cache", "guidance_from", "guidance_until", "guidance_outside")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def schedule_options(command: Command) -> Command:
-    """Add the options, of which `read_schedule` makes parameters."""
+    """Add the options, of which `schedule_fields` makes parameters."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
-def read_schedule(options: Mapping[str, Any]) -> dict[str, Any]:
+def schedule_fields(options: Mapping[str, Any]) -> dict[str, Any]:
     """Give the fields of `Generate` that the options of a command say. Raises `ArgumentError`."""
     fields = {name: options[name] for name in ("steps", "guidance", "negative_prompt", "mu")}
-    for name in _SETTINGS:
+    for name in _READ:
         if options[name] is not None:
             fields[name] = READERS[name](name, options[name])
     if "cache" in fields:

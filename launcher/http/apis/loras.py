@@ -72,7 +72,7 @@ def _described(lora: LoadedLora, loras: Loras) -> dict[str, object]:
 
 
 def _of_file(name: str, loras: Loras) -> dict[str, object]:
-    """What is known of a LoRA's file: of a loaded one by its name, of a merged one by its file's."""
+    """Look up what is known of a LoRA's file: of a loaded one by its name, of a merged one by its file's."""
     made_for = loras.made_for.get(name)
     return {
         "left_out": loras.left_out.get(name),
