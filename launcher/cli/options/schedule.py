@@ -22,7 +22,8 @@ _OPTIONS = (
     click.option(
         "--cache",
         metavar="off|quality|fast|KEY=VALUE,…",
-        help="Compute fewer steps, and reuse earlier ones in their place; keys are those of Python's.  [default: off]",
+        help="Compute fewer steps, and reuse earlier ones in their place; or how, as method=velocity,warmup_steps=6.  "
+        "[default: off]",
     ),
     click.option(
         "--guidance-from", type=NUMBER, help="Guide only from this part of the schedule on, 0 to 1.  [default: 0]"
