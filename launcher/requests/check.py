@@ -142,7 +142,10 @@ def check(
             told = f"with {steps} steps a strength above {math.floor(least * 1000) / 1000:g} is as good as 1"
             warnings.append(f"nothing of the picture is kept: {told}")
     cache, window = check_cache(request.cache, model), check_window(request)
-    warnings.extend(warn_of_nothing_saved(cache, window, guided=guidance > 0, steps=run, skipped=skipped))
+    saved = warn_of_nothing_saved(
+        cache, window, request.guidance_outside, guided=guidance > 0, steps=run, skipped=skipped
+    )
+    warnings.extend(saved)
     width, height = _size(request.width, request.height, model, limits)
     if picture is not None:
         width, height = picture.width, picture.height

@@ -110,7 +110,7 @@ def check_window(request: Generate) -> tuple[float, float]:
 
 
 def warn_of_nothing_saved(
-    cache: StepCache | None, window: tuple[float, float], *, guided: bool, steps: int, skipped: int
+    cache: StepCache | None, window: tuple[float, float], outside: str, *, guided: bool, steps: int, skipped: int
 ) -> Iterator[str]:
     """Say what has no effect on images of so many steps, after those of the schedule that are skipped."""
     if window != WHOLE and not guided:
@@ -122,6 +122,8 @@ def warn_of_nothing_saved(
         first, last = skipped / (skipped + steps), 1 - 1 / (skipped + steps)
         begin = f"the {steps} steps begin at {first:.3g} to {last:.3g} of the schedule"
         yield f"no step is guided: {begin}, none of them from {window[0]:g} to {window[1]:g}"
+    elif guided and outside != OFF and not (plan and plan[1][-1] is StepKind.LEFT_OUT):
+        yield f"guidance_outside {outside} was ignored: no step comes after the last guided one"
     if cache is None:
         return
     if not any(kind in (StepKind.MAY_BE_CACHED, StepKind.FORECAST) for half in plan for kind in half):

@@ -191,6 +191,10 @@ def test_a_window_reaches_the_jobs() -> None:
             ("guidance_from and guidance_until were ignored: guidance is 0, so that there is none to leave out",),
         ),
         ({"guidance": 0.0, "guidance_until": 1.0}, ()),
+        (
+            {"guidance_from": 0.25, "guidance_outside": "last"},  # before the first guided step there is no difference
+            ("guidance_outside last was ignored: no step comes after the last guided one",),
+        ),
         ({"steps": 8, "guidance_from": 0.875}, ()),
         (
             {"steps": 8, "guidance_from": 0.9},
@@ -203,6 +207,6 @@ def test_what_has_no_effect_is_warned_of(parameters: dict[str, Any], warnings: t
 
 
 def test_a_picture_whose_steps_come_after_the_window_is_not_guided_and_that_is_said() -> None:
-    told = [*warn_of_nothing_saved(None, (0.0, 0.5), guided=True, steps=12, skipped=28)]
+    told = [*warn_of_nothing_saved(None, (0.0, 0.5), "last", guided=True, steps=12, skipped=28)]
     assert told == ["no step is guided: the 12 steps begin at 0.7 to 0.975 of the schedule, none of them from 0 to 0.5"]
-    assert not [*warn_of_nothing_saved(None, (0.0, 0.75), guided=True, steps=12, skipped=28)]
+    assert not [*warn_of_nothing_saved(None, (0.0, 0.75), "last", guided=True, steps=12, skipped=28)]
