@@ -100,7 +100,7 @@ def _agreed(
     made_for: Mapping[str, LoraSchedule], own: str, request: Generate, limits: Limits, warnings: list[str]
 ) -> LoraSchedule:
     """Give the one schedule that LoRAs were made for, or none, and warn of what becomes of it. own: the parameters of
-    the request that would go before it."""
+    the request that decide otherwise."""
     if not made_for:
         return LoraSchedule()
     loras, (first, *others) = " and ".join(made_for), set(made_for.values())
@@ -111,7 +111,7 @@ def _agreed(
     if problem := _problem(first, request, limits):
         warnings.append(f"not drawn with {said}: {problem}")
         return LoraSchedule()
-    warnings.append(f"drawn with {said}; {own} of the request would go before")
+    warnings.append(f"drawn with {said}; give {own} to decide otherwise")
     return first
 
 

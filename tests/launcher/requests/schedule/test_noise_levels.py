@@ -94,7 +94,7 @@ def test_a_request_with_a_lora_gets_the_schedule_that_it_was_made_for() -> None:
     fast = {"fast": FOUR}
     drawn = checked(RAW, fast, loras=["fast"])
     assert schedule_of(drawn) == (4, FOUR.sigmas, 0.0, 0.0)
-    said = "drawn with {}, for which LoRA fast was made; {} of the request would go before"
+    said = "drawn with {}, for which LoRA fast was made; give {} to decide otherwise"
     assert drawn.warnings == (said.format(SAID, STEPS), said.format("guidance 0", GUIDANCE))
     assert checked(TURBO, fast, loras=["fast"]).warnings == (said.format(SAID, STEPS),)  # which has no guidance anyhow
     assert schedule_of(checked(RAW, fast)) == schedule_of(checked(RAW))
