@@ -8,9 +8,7 @@ from functools import lru_cache
 
 from engine.scheduling.cost import CostModel, Work
 from engine.scheduling.shares import Share
-from engine.step import Job
-from engine.step_cache.settings import StepCache
-from engine.step_cache.step_plan import WHOLE, StepKind, plan_of
+from engine.step_cache.step_plan import WHOLE, JobSteps, PlannedJob, StepKind, plan_of
 
 _SHAPES = 256  # of plans that are kept: jobs of the same settings share one
 
@@ -102,22 +100,11 @@ class Shape:
         return cls(tuple(left), tuple(packed), tuple(next_busy))
 
 
-@dataclass(frozen=True)
-class _Planned:
-    """What a plan depends on, of a job."""
-
-    halves: int
-    steps: int
-    skipped_steps: int
-    cache: StepCache | None
-    guidance_window: tuple[float, float]
-
-
-def work_of(job: Job, segments: tuple[int, ...], costs: CostModel) -> JobWork | None:
+def work_of(job: PlannedJob, segments: tuple[int, ...], costs: CostModel) -> JobWork | None:
     """Look up what a job's steps have to do; None where each is computed, and has the same to do."""
     if job.steps == 0 or (job.cache is None and job.guidance_window == WHOLE):
         return None
-    shape = _shape(_Planned(job.halves, job.steps, job.skipped_steps, job.cache, job.guidance_window))
+    shape = _shape(JobSteps(job.halves, job.steps, job.skipped_steps, job.cache, job.guidance_window))
     if shape is None:
         return None
     share = _CERTAIN
@@ -127,7 +114,7 @@ def work_of(job: Job, segments: tuple[int, ...], costs: CostModel) -> JobWork | 
 
 
 @lru_cache(maxsize=_SHAPES)
-def _shape(planned: _Planned) -> Shape | None:
+def _shape(planned: JobSteps) -> Shape | None:
     plan = plan_of(planned)
     return None if plan is None else Shape.of(plan)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Protocol
 
@@ -32,6 +33,17 @@ class PlannedJob(Protocol):
     def cache(self) -> StepCache | None: ...
     @property
     def guidance_window(self) -> tuple[float, float]: ...
+
+
+@dataclass(frozen=True)
+class JobSteps:
+    """The steps of a job that need not be there: all that its plan depends on."""
+
+    halves: int
+    steps: int
+    skipped_steps: int
+    cache: StepCache | None
+    guidance_window: tuple[float, float]
 
 
 def plan_of(job: PlannedJob) -> tuple[tuple[StepKind, ...], ...] | None:

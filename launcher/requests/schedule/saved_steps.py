@@ -14,9 +14,8 @@ from engine.pictures.strength import MOST_SCHEDULE_STEPS
 from engine.planning.work_division import shares_all_tokens
 from engine.scheduling.cost import CostModel
 from engine.scheduling.job_work import work_of
-from engine.step import Job
 from engine.step_cache.settings import METHODS, PRESETS, StepCache
-from engine.step_cache.step_plan import WHOLE, StepKind, plan_of
+from engine.step_cache.step_plan import WHOLE, JobSteps, StepKind, plan_of
 from launcher.messages.client_messages import Generate
 from launcher.messages.message_parts import CacheChoice
 
@@ -57,7 +56,7 @@ def expected_steps(request: Generate, steps: int, *, guided: bool, blocks: int) 
     with suppress(ArgumentError):
         cache = _settings(request.cache)
         if (cache is not None or window != WHOLE) and 1 <= steps <= MOST_STEPS:
-            job = _job(cache, window, guided=guided, steps=steps, skipped=0)
+            job = JobSteps(halves, steps, 0, cache, window)
             work = work_of(job, (_UNIT,) * halves, CostModel(blocks))
             return steps * halves if work is None else work.expected(steps, 0).tokens / _UNIT
     return steps * halves
@@ -117,7 +116,7 @@ def warn_of_nothing_saved(
         yield "guidance_from and guidance_until were ignored: guidance is 0, so that there is none to leave out"
     if steps == 0:
         return
-    plan = plan_of(_job(cache, window, guided=guided, steps=steps, skipped=skipped)) or ()
+    plan = plan_of(JobSteps(1 + guided, steps, skipped, cache, window)) or ()
     if guided and plan and all(kind is StepKind.LEFT_OUT for kind in plan[1]):
         first, last = skipped / (skipped + steps), 1 - 1 / (skipped + steps)
         begin = f"the {steps} steps begin at {first:.3g} to {last:.3g} of the schedule"
@@ -138,14 +137,6 @@ def _why(warmup_steps: int, steps: int) -> str:
     if warmup_steps < 2:
         return f"of {steps} steps the first and the last one are always computed"
     return f"{warmup_steps} of {steps} steps are warm-up, and the last one is always computed"
-
-
-def _job(cache: StepCache | None, window: tuple[float, float], *, guided: bool, steps: int, skipped: int) -> Job:
-    """A job of which only the plan is wanted."""
-    return Job(
-        job_id=0, prompt_ids=(), negative_ids=() if guided else None, width=0, height=0, steps=steps, guidance=0.0,
-        mu=None, seed=0, skipped_steps=skipped, cache=cache, guidance_window=window,
-    )  # fmt: skip
 
 
 def _between(given: dict[str, Any], name: str, low: float, high: float) -> None:
