@@ -13,14 +13,14 @@ import msgspec
 import pytest
 
 from engine.errors import CancelledError
-from engine.step import Step
 from launcher.client.async_client import AsyncClient
 from launcher.client.explanation import ResultExplanation
 from launcher.client.results import ImageFile, PreviewFile, Result
 from launcher.client.trace import trace_events
 from launcher.explanation import Explanation
 from tests.launcher.client.explained import expect_trace, expect_whole
-from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, Fakes, fake_engine, run
+from tests.launcher.fake_ranks import DEADLINE_S, Fakes, fake_engine, run
+from tests.launcher.frontend.late_rank import LateRank
 from tests.launcher.http_servers import http_server
 
 PROMPT = "a red circle on a blue background"
@@ -112,16 +112,6 @@ def test_ranks_that_die_are_seen_in_what_the_request_is_told(run_folder: Path) -
     run(test())
 
 
-class LateRank(FakeRank):
-    """Rank 1 says only later that it has done the last step, when rank 0 has sent the image."""
-
-    def _answer(self, step: Step) -> None:
-        if self.rank == 1 and step.decode:
-            self.hold = True
-        else:
-            super()._answer(step)
-
-
 @pytest.mark.parametrize("end", ["told", "lost", "cancelled"])
 def test_the_last_image_waits_for_what_is_still_to_be_told(run_folder: Path, end: str) -> None:
     async def test() -> None:
@@ -139,7 +129,7 @@ def test_the_last_image_waits_for_what_is_still_to_be_told(run_folder: Path, end
                     await call
                 return
             if end == "told":
-                FakeRank._answer(fakes.ranks[1], fakes.ranks[1].steps[0])
+                fakes.ranks[1].answer_late(fakes.ranks[1].steps[0])
             else:
                 fakes.ranks[0].fail("rank_failed", "rank 1: lost")
             told = explanation_of(await call).told

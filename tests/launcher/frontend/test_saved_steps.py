@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from engine.config.model_config import ModelConfig
-from engine.step import Step
 from launcher import Client
 from launcher.client.async_client import AsyncClient
 from launcher.messages.message_parts import Computed
 from launcher.requests.image_metadata import read_made
-from tests.launcher.fake_ranks import DEADLINE_S, FakeRank, fake_engine, run
+from tests.launcher.fake_ranks import DEADLINE_S, fake_engine, run
+from tests.launcher.frontend.late_rank import LateRank
 
 PROMPT = "a red circle on a blue background"
 SAVES: Any = {"steps": 6, "cache": {"method": "velocity", "warmup_steps": 2, "max_consecutive": 1}}
@@ -80,16 +80,6 @@ def test_a_request_that_starts_over_counts_its_steps_anew(run_folder: Path, demo
     run(test())
 
 
-class LateRank(FakeRank):
-    """Rank 1 says only when it is told to that it has done the last step; rank 0 has sent the image by then."""
-
-    def _answer(self, step: Step) -> None:
-        if self.rank == 1 and step.decode:
-            self.hold = True
-        else:
-            super()._answer(step)
-
-
 @pytest.mark.parametrize("end", ["told", "lost"])
 def test_an_image_waits_for_its_last_step_to_be_known_but_not_for_lost_ranks(
     run_folder: Path, demo: ModelConfig, end: str
@@ -105,7 +95,7 @@ def test_an_image_waits_for_its_last_step_to_be_known_but_not_for_lost_ranks(
                     await asyncio.sleep(0.01)
             assert not call.done()
             if end == "told":
-                FakeRank._answer(fakes.ranks[1], fakes.ranks[1].steps[5])
+                fakes.ranks[1].answer_late(fakes.ranks[1].steps[5])
             else:
                 fakes.ranks[0].fail("rank_failed", "rank 1: lost")
             assert (await call).computed == [saved(demo.transformer.num_layers) if end == "told" else None]
