@@ -27,7 +27,6 @@ from launcher.messages.client_messages import MODERATIONS, Accepted, Generate, P
 from launcher.messages.limits import Limits
 from launcher.messages.message_parts import LoraChoice
 from launcher.messages.parameter_names import RANDOM_SEED, describe_seed, draw_seed, in_own_names, usable_seed
-from launcher.requests.lora_files import read_schedules
 from launcher.requests.output_files import DEFAULT, OutputName, check_paths, made_folders, write_file
 from launcher.requests.schedule.noise_levels import LoraSchedules
 from launcher.setup.launch import launch_frontend
@@ -126,7 +125,11 @@ def generate(
     reduced = () if first_seed == asked_seed else (describe_seed(asked_seed, first_seed, config.limits),)
     loaded = {lora.name: lora.strength for lora in config.loras}
     requests = _make_requests(asked, names, pictures, settings, first_seed, loras=tuple(loaded))
-    made_for = read_schedules(config, model)
+    made_for = LoraSchedules()
+    if config.loras or config.engine.merge_loras:
+        from launcher.requests.lora_files import read_schedules  # which takes long to import, often in vain
+
+        made_for = read_schedules(config, model)
     with closing(pictures):
         checked = _check(requests, asked, pictures, size, model, config.limits, loaded, made_for)
     requests = [replace(request, seed=each.seed) for request, each in zip(requests, checked, strict=True)]
