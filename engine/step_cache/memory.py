@@ -50,7 +50,10 @@ class HalfMemory:
         self.kept = self.next = HalfState()
         self._order = order
         self._last_forecast = _last(StepKind.FORECAST, plan)
-        self.last_saved = max(self._last_forecast, _last(StepKind.MAY_BE_CACHED, plan))  # by its index, -1 without any
+        open_steps = [step for step, kind in enumerate(plan) if kind is StepKind.MAY_BE_CACHED]
+        # The steps whose blocks later ones may be saved by: of those before the first of these, as many as a forecast
+        # takes, and then all but the last.
+        self.keeps_blocks = range(max(0, open_steps[0] - order - 1), open_steps[-1]) if open_steps else range(0)
 
     def computed(self, step: int, sigma: float, velocity: torch.Tensor) -> None:
         """Note a velocity that blocks have computed, as far as later steps are forecast from it."""

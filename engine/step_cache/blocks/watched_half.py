@@ -35,7 +35,7 @@ class WatchedHalf:
             and state.first is not None
             and cache.may_save(step - state.computed_at - 1, state.saved)
         )
-        keeps = step < memory.last_saved and cache.may_save(0, state.saved)
+        keeps = step in memory.keeps_blocks and cache.may_save(0, state.saved)
         if not is_open and not keeps:
             memory.next = replace(memory.next, blocks=BlockState(saved=state.saved))
             return None
