@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -45,9 +46,8 @@ def as_read(text: str) -> str:
         line.strip()
         for line in text.replace("\0", "\ufffd").replace("Negative prompt:", "Negative prompt :").split("\n")
     ]
-    return "\n".join(
-        line.replace("Steps:", "Steps :", 1) if line.startswith("Steps:") else line for line in lines
-    ).strip()
+    # a lone carriage return begins a line for some readers, too
+    return "\n".join(re.sub(r"(^|\r)([^\S\r\n]*)Steps:", r"\1\2Steps :", line) for line in lines).strip()
 
 
 def written(image_format: str, made: dict[str, Any]) -> Image.Image:
@@ -98,6 +98,7 @@ def test_what_is_not_known_is_left_out() -> None:
 
 @given(PROMPTS, PROMPTS, TEXTS, TEXTS)
 @example("Negative prompt: a", "Steps: 1", '"', "}")
+@example("0\rSteps:", "0\rSteps:", "", "")
 @example("a\n \tSteps: 1, Seed: 2, Size: 3x4", "\nNegative prompt: b\r\nSteps: 9", "a\nb", '", Seed: 5')
 def test_a_reader_finds_what_was_asked_whatever_stands_in_it(prompt: str, negative: str, model: str, name: str) -> None:
     loras = [{"name": name, "strength": 0.25, "sha256": "ef" * 32}]
